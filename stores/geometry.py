@@ -1,0 +1,167 @@
+"""Where voxels are: scanner grids, canonical axes and the exact chain from a scan to its cube and back.
+
+Coordinates are RAS+ in mm: x grows to the patient's right, y to anterior, z to superior. Voxel index (i, j, k)
+is the centre of a voxel; a grid of n voxels of s mm therefore extends over n * s mm.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import permutations
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+Affine = npt.NDArray[np.float64]
+
+PLANES: Final = ("axial", "coronal", "sagittal")
+NORMAL_AXIS: Final = (2, 1, 0)  # canonical axis that a plane's slices are stacked along, by plane number
+
+
+@dataclass(frozen=True, eq=False)
+class Geometry:
+    """A voxel grid in space.
+
+    Attributes:
+        shape: Number of voxels along each array axis.
+        affine: 4 x 4, voxel index to RAS+ mm.
+    """
+
+    shape: tuple[int, int, int]
+    affine: Affine
+
+    @cached_property
+    def spacing_mm(self) -> tuple[float, float, float]:
+        """Distance between voxel centres along each array axis, mm."""
+        x, y, z = np.linalg.norm(self.affine[:3, :3], axis=0)
+        return float(x), float(y), float(z)
+
+    @cached_property
+    def orientation(self) -> str:
+        """Three letters: where each array axis points to, for example `LPS`."""
+        axes, signs = _nearest_axes(self.affine)
+        letters = ["LR", "PA", "IS"]
+        return "".join(letters[axis][sign > 0] for axis, sign in zip(axes, signs, strict=True))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return shape and affine as JSON-ready values."""
+        return {"shape": list(self.shape), "affine": self.affine.tolist()}
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> "Geometry":
+        """Rebuild a geometry from `to_dict`."""
+        x, y, z = fields["shape"]
+        return cls((int(x), int(y), int(z)), np.asarray(fields["affine"], dtype=np.float64))
+
+    def __eq__(self, other: object) -> bool:
+        return (
+            isinstance(other, Geometry)
+            and self.shape == other.shape
+            and np.array_equal(self.affine, other.affine)
+        )
+
+
+@dataclass(frozen=True)
+class CubeChain:
+    """The recorded way from a scan's grid to its cube: axes permuted and flipped, then one resampling.
+
+    The cube is centred on the scan and as wide as its longest side; what lies outside the scan is padding.
+
+    Attributes:
+        source: The scanner's grid.
+        cube_size: Edge of the cube in voxels.
+    """
+
+    source: Geometry
+    cube_size: int
+
+    @cached_property
+    def axes(self) -> tuple[int, int, int]:
+        """Source axis that becomes canonical axis 0, 1, 2 (right, anterior, superior)."""
+        points_to, _ = _nearest_axes(self.source.affine)
+        return points_to.index(0), points_to.index(1), points_to.index(2)
+
+    @cached_property
+    def flips(self) -> tuple[bool, bool, bool]:
+        """Whether canonical axis 0, 1, 2 runs against its source axis."""
+        _, signs = _nearest_axes(self.source.affine)
+        x, y, z = (signs[axis] < 0 for axis in self.axes)
+        return x, y, z
+
+    @cached_property
+    def canonical_shape(self) -> tuple[int, int, int]:
+        """Shape of the scan along the canonical axes."""
+        x, y, z = (self.source.shape[axis] for axis in self.axes)
+        return x, y, z
+
+    @cached_property
+    def canonical_spacing_mm(self) -> tuple[float, float, float]:
+        """Voxel spacing of the scan along the canonical axes, mm."""
+        x, y, z = (self.source.spacing_mm[axis] for axis in self.axes)
+        return x, y, z
+
+    @cached_property
+    def extent_mm(self) -> tuple[float, float, float]:
+        """Length of the scan along the canonical axes, mm."""
+        x, y, z = (n * s for n, s in zip(self.canonical_shape, self.canonical_spacing_mm, strict=True))
+        return x, y, z
+
+    @property
+    def edge_mm(self) -> float:
+        """Edge of the cube, mm: the longest side of the scan."""
+        return max(self.extent_mm)
+
+    @property
+    def voxel_mm(self) -> float:
+        """Edge of one voxel of the cube, mm."""
+        return self.edge_mm / self.cube_size
+
+    @cached_property
+    def inside(self) -> tuple[tuple[int, int], ...]:
+        """Range [start, stop) of cube indices whose centres lie within the scan, along each canonical axis."""
+        centres = (np.arange(self.cube_size) + 0.5) * self.voxel_mm - self.edge_mm / 2
+        ranges = []
+        for extent in self.extent_mm:
+            (within,) = np.nonzero(np.abs(centres) <= extent / 2 * (1 + 1e-9))
+            # A scan thinner than a cube voxel may fall between two centres; it then owns the nearest one.
+            start, stop = (within[0], within[-1] + 1) if within.size else (self.cube_size // 2,) * 2
+            ranges.append((int(start), max(int(stop), int(start) + 1)))
+        return tuple(ranges)
+
+    @cached_property
+    def cube_to_source(self) -> Affine:
+        """4 x 4, cube index to source voxel index (not rounded)."""
+        matrix = np.zeros((4, 4))
+        matrix[3, 3] = 1
+        for axis in range(3):
+            size, spacing = self.canonical_shape[axis], self.canonical_spacing_mm[axis]
+            scale = self.voxel_mm / spacing
+            offset = (0.5 * self.voxel_mm - self.edge_mm / 2 + self.extent_mm[axis] / 2) / spacing - 0.5
+            if self.flips[axis]:
+                scale, offset = -scale, size - 1 - offset
+            matrix[self.axes[axis], axis] = scale
+            matrix[self.axes[axis], 3] = offset
+        return matrix
+
+    @property
+    def cube(self) -> Geometry:
+        """The cube's own grid in space."""
+        return Geometry((self.cube_size,) * 3, self.source.affine @ self.cube_to_source)
+
+    def to_canonical(self, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """View an array on the source grid along the canonical axes (no copy)."""
+        view = array.transpose(self.axes)
+        return view[tuple(slice(None, None, -1 if flip else 1) for flip in self.flips)]
+
+    def from_canonical(self, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Undo `to_canonical` (no copy)."""
+        view = array[tuple(slice(None, None, -1 if flip else 1) for flip in self.flips)]
+        return view.transpose(np.argsort(self.axes))
+
+
+def _nearest_axes(affine: Affine) -> tuple[tuple[int, ...], tuple[float, ...]]:
+    """Match each array axis with the RAS axis it runs along, jointly, and give its sign."""
+    directions = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
+    best = max(permutations(range(3)), key=lambda axes: sum(abs(directions[a, i]) for i, a in enumerate(axes)))
+    return best, tuple(float(np.sign(directions[a, i])) for i, a in enumerate(best))

@@ -1,0 +1,61 @@
+"""The recipe: everything that determines the bytes of a volume in the store, as canonical JSON with a digest."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+RENDERING_VERSION = 1  # raise whenever the same recipe and source would give other cube or slice bytes
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How scans become cubes and slice images.
+
+    Attributes:
+        cube_size: Edge of the canonical cube in voxels (J: also the number of slice positions of a plane).
+        slice_size: Edge of a stored slice image in pixels.
+        slice_stride: Every how many positions of the cube a slice is rendered, captioned and embedded.
+        ct_window_hu: CT intensities mapped to [0, 1], in HU.
+        mr_percentiles: Percentiles over voxels that are not background, mapped to [0, 1].
+        labels: Whether label maps are resampled and stored with the volumes.
+        rendering_version: Version of the resampling and rendering code.
+    """
+
+    cube_size: int = 128
+    slice_size: int = 224
+    slice_stride: int = 1
+    ct_window_hu: tuple[float, float] = (-1000.0, 1000.0)
+    mr_percentiles: tuple[float, float] = (0.5, 99.5)
+    labels: bool = False
+    rendering_version: int = RENDERING_VERSION
+
+    @property
+    def digest(self) -> str:
+        """Hex digest of the canonical JSON."""
+        return digest_of(asdict(self))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as JSON-ready values."""
+        return json.loads(canonical_json(asdict(self)))
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> "Recipe":
+        """Rebuild a recipe from `to_dict`; JSON lists become tuples again."""
+        return cls(**{name: tuple(v) if isinstance(v, list) else v for name, v in fields.items()})
+
+    def differences(self, other: "Recipe") -> list[str]:
+        """Name every field in which two recipes differ, with both values."""
+        mine, theirs = self.to_dict(), other.to_dict()
+        return [f"{name}: {mine[name]} != {theirs[name]}" for name in mine if mine[name] != theirs[name]]
+
+
+def canonical_json(value: object) -> bytes:
+    """Encode JSON in the one form that digests are taken of: sorted keys, no blanks, ASCII, no NaN."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode("ascii")
+
+
+def digest_of(value: object) -> str:
+    """Return the sha256 hex digest of a JSON value's canonical form."""
+    return hashlib.sha256(canonical_json(value)).hexdigest()
