@@ -55,11 +55,10 @@ class Geometry:
         return cls((int(x), int(y), int(z)), np.asarray(fields["affine"], dtype=np.float64))
 
     def __eq__(self, other: object) -> bool:
-        return (
-            isinstance(other, Geometry)
-            and self.shape == other.shape
-            and np.array_equal(self.affine, other.affine)
-        )
+        return isinstance(other, Geometry) and self.shape == other.shape and np.array_equal(self.affine, other.affine)
+
+    def __hash__(self) -> int:
+        return hash((self.shape, self.affine.tobytes()))
 
 
 @dataclass(frozen=True)

@@ -43,12 +43,17 @@ class Recipe:
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> "Recipe":
         """Rebuild a recipe from `to_dict`; JSON lists become tuples again."""
-        return cls(**{name: tuple(v) if isinstance(v, list) else v for name, v in fields.items()})
+        return cls(**tuples_of(fields))
 
     def differences(self, other: "Recipe") -> list[str]:
         """Name every field in which two recipes differ, with both values."""
         mine, theirs = self.to_dict(), other.to_dict()
         return [f"{name}: {mine[name]} != {theirs[name]}" for name in mine if mine[name] != theirs[name]]
+
+
+def tuples_of(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Turn the lists among JSON fields into the tuples of a frozen dataclass."""
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
 
 
 def canonical_json(value: object) -> bytes:

@@ -1,0 +1,153 @@
+"""The facts a store keeps as JSON records: one a volume, one for what a captioner or teacher made of it."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from stores.geometry import CubeChain, Geometry
+from stores.recipe import digest_of, tuples_of
+
+
+@dataclass(frozen=True)
+class StoredObject:
+    """One chunk file: how many bytes it has, and their sha256."""
+
+    num_bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class VolumeRecord:
+    """Commit record of a volume: without it, the volume does not exist.
+
+    Attributes:
+        volume: Id, unique in the store.
+        subject: The person; splits are by subject.
+        dataset: Name of the dataset that the scan came from.
+        modality: `CT`, `MR` or `unknown`.
+        body_part: For example `hippocampus`; empty when not known.
+        source_digest: sha256 of the scan file's bytes.
+        label_digest: sha256 of the label file's bytes; empty without one.
+        item_digest: Digest of sources and recipe: the volume is up to date when this is.
+        slot: Index of its chunk in every Zarr array; never used again for another volume.
+        source: The scanner's grid.
+        valid: Per plane, packed bits (numpy order) of the J positions that have a rendered, non-blank slice.
+        objects: Chunk files by array name.
+        num_non_finite: Voxels that were NaN or infinite in the source.
+    """
+
+    volume: str
+    subject: str
+    dataset: str
+    modality: str
+    body_part: str
+    source_digest: str
+    label_digest: str
+    item_digest: str
+    slot: int
+    source: Geometry
+    valid: tuple[str, str, str]
+    objects: Mapping[str, StoredObject] = field(default_factory=dict)
+    num_non_finite: int = 0
+
+    def chain(self, cube_size: int) -> CubeChain:
+        """The way from the scan's grid to the cube and back."""
+        return CubeChain(self.source, cube_size)
+
+    def valid_slices(self, plane: int) -> npt.NDArray[np.int64]:
+        """Positions of the plane's slices that have rows, ascending; shape (s,)."""
+        return np.flatnonzero(unpack_bits(self.valid[plane]))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the record as JSON-ready values."""
+        return asdict(self) | {"source": self.source.to_dict(), "valid": list(self.valid)}
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> "VolumeRecord":
+        """Rebuild a record from `to_dict`."""
+        objects = {name: StoredObject(**facts) for name, facts in fields["objects"].items()}
+        axial, coronal, sagittal = fields["valid"]
+        rebuilt = {
+            "source": Geometry.from_dict(fields["source"]),
+            "valid": (axial, coronal, sagittal),
+            "objects": objects,
+        }
+        return cls(**{**fields, **rebuilt})
+
+    @property
+    def content_digest(self) -> str:
+        """Digest of everything but the slot, which depends on the order of the build."""
+        fields = self.to_dict()
+        del fields["slot"]
+        return digest_of(fields)
+
+
+@dataclass(frozen=True)
+class RowsRecord:
+    """Commit record of a volume's embeddings by one teacher.
+
+    Attributes:
+        item_digest: The volume that the rows were made of.
+        captions_digest: The captions that the text part was made of.
+        parts: What a row holds side by side, for example image and text.
+        num_rows: Rows in each plane's block.
+        dim: Width of one part.
+        blocks: sha256 of each plane's block.
+    """
+
+    item_digest: str
+    captions_digest: str
+    parts: tuple[str, ...]
+    num_rows: tuple[int, int, int]
+    dim: int
+    blocks: tuple[str, str, str]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the record as JSON-ready values."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> "RowsRecord":
+        """Rebuild a record from `to_dict`."""
+        return cls(**tuples_of(fields))
+
+
+@dataclass(frozen=True)
+class Captions:
+    """What a captioner wrote about a volume.
+
+    Attributes:
+        item_digest: The volume that was described.
+        texts: Per plane, one text a valid slice, in ascending order of position.
+    """
+
+    item_digest: str
+    texts: tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]
+
+    @property
+    def digest(self) -> str:
+        """Digest of volume and texts."""
+        return digest_of(asdict(self))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the captions as JSON-ready values."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> "Captions":
+        """Rebuild captions from `to_dict`."""
+        axial, coronal, sagittal = (tuple(texts) for texts in fields["texts"])
+        return cls(fields["item_digest"], (axial, coronal, sagittal))
+
+
+def pack_bits(valid: npt.NDArray[np.bool_]) -> str:
+    """Pack J booleans into the hex form of a record."""
+    return np.packbits(valid).tobytes().hex()
+
+
+def unpack_bits(packed: str) -> npt.NDArray[np.uint8]:
+    """Undo `pack_bits`; the result is padded with zeros to a multiple of 8."""
+    return np.unpackbits(np.frombuffer(bytes.fromhex(packed), dtype=np.uint8))
