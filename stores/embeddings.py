@@ -52,6 +52,13 @@ class EmbeddingStore:
         self._fingerprint = fingerprint
         self.index = index
 
+    def select(self, positions: Sequence[int]) -> "EmbeddingStore":
+        """The rows of some of the volumes, in the order given."""
+        return EmbeddingStore(self._database, self._fingerprint, self.index.select(positions))
+
+    def __len__(self) -> int:
+        return len(self.index)
+
     def gather(self, volumes: npt.NDArray[Any], planes: npt.NDArray[Any], slices: npt.NDArray[Any]) -> Rows:
         """Read the rows of K slices of each of B volumes, every block's checksum verified.
 

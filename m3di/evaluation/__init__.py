@@ -1,0 +1,1 @@
+"""Evaluation: metrics, inference on the scanner's grid."""

@@ -1,0 +1,1 @@
+"""Downstream tasks: data, labels, splits."""

@@ -1,0 +1,81 @@
+"""The `m3di` command: its table of commands, and the process edge where errors become exit codes."""
+
+import sys
+from importlib.metadata import version
+from typing import Annotated
+
+import click
+import typer
+
+from cli import commands
+from cli.options import with_common
+from cli.output import Output
+from stores.errors import M3diError
+
+app = typer.Typer(
+    name="m3di",
+    help="Pretrain 3D medical image encoders with frozen 2D vision-language models.",
+    epilog="Example: m3di demo",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+for name, (command, example) in commands.TABLE.items():
+    app.command(name, epilog=f"Example: {example}")(with_common(command))
+
+
+def _show_version(given: bool) -> None:
+    if given:
+        typer.echo(f"m3di {version('m3di')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    version: Annotated[bool, typer.Option("--version", callback=_show_version, is_eager=True)] = False,
+) -> None:
+    pass
+
+
+def main() -> None:
+    """Run the command line and leave with its exit code."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: list[str]) -> int:
+    """Run one command; returns the exit code of cli.md."""
+    output = Output(json=False, quiet=False, verbose=False)
+    if "--debug" in arguments:
+        return _run(arguments)
+    try:
+        return _run(arguments)
+    except click.ClickException as error:
+        output.error(f"E_CONFIG {error.format_message()}", "m3di --help lists the commands and options")
+        return 2
+    except M3diError as error:
+        output.error(f"{error.code} {error.message}", error.hint)
+        return error.exit_code
+    except MemoryError:
+        output.error("E_MEMORY out of memory", "lower --workers or the batch size; what was committed is kept")
+        return 5
+    except BrokenPipeError:
+        return 1
+    except (KeyboardInterrupt, click.Abort):
+        return 130
+    except Exception as error:
+        code = getattr(error, "exit_code", 1)  # Interrupted carries its own
+        if code == 1:
+            output.error(f"E_BUG {type(error).__name__}: {error}", "this is a bug in m3di: run again with --debug")
+        else:
+            output.error(str(error), "run the same command again to continue")
+        return code
+
+
+def _run(arguments: list[str]) -> int:
+    return int(app(args=arguments, prog_name="m3di", standalone_mode=False) or 0)
+
+
+if __name__ == "__main__":
+    main()

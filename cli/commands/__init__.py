@@ -1,0 +1,27 @@
+"""The commands, one file each, and the table that names them with an example."""
+
+from collections.abc import Callable
+
+from cli.commands.build_store import build_store
+from cli.commands.demo import demo
+from cli.commands.doctor import doctor
+from cli.commands.evaluate import evaluate
+from cli.commands.finetune import finetune
+from cli.commands.info import info
+from cli.commands.predict import predict
+from cli.commands.pretrain import pretrain
+from cli.commands.query import query
+from cli.commands.verify import verify
+
+TABLE: dict[str, tuple[Callable[..., None], str]] = {
+    "build-store": (build_store, "m3di build-store scans/ --store store"),
+    "info": (info, "m3di info --store store"),
+    "verify": (verify, "m3di verify --store store --quick"),
+    "pretrain": (pretrain, "m3di pretrain --store store --run runs/first --encoder vit"),
+    "finetune": (finetune, "m3di finetune --task msd --data Task04_Hippocampus --init runs/first"),
+    "predict": (predict, "m3di predict scan.nii.gz --run runs/first-msd --out masks"),
+    "evaluate": (evaluate, "m3di evaluate --run runs/first-msd"),
+    "query": (query, 'm3di query "slice through the liver" --top 5'),
+    "demo": (demo, "m3di demo --out m3di-demo"),
+    "doctor": (doctor, "m3di doctor"),
+}

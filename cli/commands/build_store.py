@@ -1,0 +1,48 @@
+"""`m3di build-store`."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cli.options import Common, StoreOption, source_paths, store_path
+from cli.output import facts_table, table
+
+QUARANTINED = 3
+
+
+def build_store(
+    common: Common,
+    source: Annotated[list[Path] | None, typer.Argument(help="dataset roots, folders of scans, or scans")] = None,
+    store: StoreOption = None,
+    layout: Annotated[str, typer.Option(help="how the sources are laid out: auto, msd or folder")] = "auto",
+    teacher: Annotated[str | None, typer.Option(help="embedded, an open_clip ARCH@TAG, hf-hub:ID, local-dir:PATH")] = None,
+    captioner: Annotated[str | None, typer.Option(help="who writes the captions: describe")] = None,
+    slice_stride: Annotated[int | None, typer.Option(help="every how many positions of the cube a slice is taken")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="processes that read scans [one a core]")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="take the first N cases only")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="say what would be done, and do nothing")] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="stop at the first bad scan instead of quarantining it")] = False,
+) -> None:
+    """Turn scans into a feature store: cubes, slices, captions and embeddings. A rerun continues."""
+    from m3di import build
+
+    output = common.output
+    config = common.load_config(
+        teacher__spec=teacher, captions__captioner=captioner, volumes__slice_stride=slice_stride
+    )
+    sources, path = source_paths(source), store_path(store)
+    if dry_run:
+        plan = build.plan(build.find_cases(sources, layout=layout, limit=limit), path, config)
+        rows = [(item.case, item.action, item.reason) for item in plan]
+        output.result("plan", {"items": [asdict(item) for item in plan]}, table(("case", "action", "reason"), rows))
+        return
+    summary = build.build_store(
+        sources, path, config,
+        layout=layout, limit=limit, workers=workers, strict=strict, device=common.device, report=output.event,
+    )  # fmt: skip
+    facts = {name.replace("_", " "): value for name, value in asdict(summary).items()}
+    output.result("build-store", asdict(summary), facts_table(facts))
+    if summary.quarantined:
+        raise typer.Exit(QUARANTINED)

@@ -1,0 +1,46 @@
+"""`m3di pretrain`."""
+
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+
+from cli.options import Common, RunOption, StoreOption, new_run, store_path
+from cli.output import facts_table
+
+
+def pretrain(
+    common: Common,
+    store: StoreOption = None,
+    run: RunOption = None,
+    encoder: Annotated[str | None, typer.Option(help="vit, unetr or swin")] = None,
+    slices_per_volume: Annotated[int | None, typer.Option(help="K: slices of a volume in a step")] = None,
+    max_steps: Annotated[int | None, typer.Option(help="length in steps, instead of epochs")] = None,
+    epochs: Annotated[int | None, typer.Option(help="length in epochs")] = None,
+    checkpoint_every: Annotated[int | None, typer.Option(help="steps between checkpoints")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="continue the run from its last checkpoint")] = False,
+) -> None:
+    """Pretrain a 3D encoder against a store's embeddings."""
+    from m3di.training.pretrain import pretrain as train
+
+    output = common.output
+    config = common.load_config(
+        encoder__name=encoder,
+        pretrain__slices_per_volume=slices_per_volume,
+        pretrain__max_steps=max_steps,
+        pretrain__epochs=epochs,
+        pretrain__checkpoint_every=checkpoint_every,
+    )
+    path = new_run(run, f"pretrain-{config.encoder.name}")
+    summary = train(store_path(store), path, config, device=common.device, resume=resume, report=output.event)
+    facts: dict[str, object] = {"run": path, "volumes seen": summary.samples_seen}
+    facts |= {"training volumes": summary.num_train, "held-out volumes": summary.num_held_out}
+    if summary.retrieval is not None:
+        scores = summary.retrieval
+        facts["held-out slices"] = scores.num_slices
+        for part, recall in scores.recall.items():
+            facts[f"{part} recall@1, 5, 10"] = ", ".join(f"{value:.3f}" for value in recall.values())
+        facts["chance"] = ", ".join(f"{value:.3f}" for value in scores.chance.values())
+        facts["plane accuracy"] = scores.plane_accuracy
+        facts["position error"] = scores.position_error
+    output.result("pretrain", asdict(summary), facts_table(facts))

@@ -1,0 +1,298 @@
+"""The offline phase, top to bottom: scans -> volumes -> captions -> a fitted teacher -> embeddings.
+
+Each stage commits item by item and skips what is up to date, so a rerun continues where a kill came.
+"""
+
+import os
+import signal
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Executor, Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing import get_context, parent_process
+from multiprocessing.connection import wait
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import numpy as np
+import SimpleITK as sitk
+from threadpoolctl import threadpool_limits
+
+from m3di.config import Config
+from m3di.events import Report
+from m3di.volumes import preprocess, readers, slices
+from m3di.volumes.cases import Case, discover
+from stores import Store
+from stores.errors import CaseError, RefusedError, ResourceError
+from stores.geometry import PLANES
+from stores.recipe import Recipe, digest_of
+from stores.records import VolumeRecord, pack_bits
+from stores.store import Quarantined
+
+
+@dataclass(frozen=True)
+class BuildSummary:
+    """What a build did, and what the store holds now."""
+
+    store: Path
+    cases: int
+    built: int
+    up_to_date: int
+    quarantined: int
+    described: int
+    embedded: int
+    digest: str
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """One case, ready to be committed."""
+
+    record: VolumeRecord
+    parts: dict[str, Any]
+
+
+def build_store(
+    sources: Sequence[Path],
+    path: Path,
+    config: Config,
+    *,
+    layout: str = "auto",
+    limit: int | None = None,
+    workers: int | None = None,
+    strict: bool = False,
+    device: str = "auto",
+    report: Report,
+) -> BuildSummary:
+    """Build a store, or bring one up to date.
+
+    Args:
+        sources: Dataset roots, folders or scans.
+        path: The store's folder; created when there is none.
+        config: All settings.
+        layout: How the sources are laid out; `auto` finds out.
+        limit: Take the first cases only.
+        workers: Processes that read and resample; by default one a core.
+        strict: Refuse the build at the first bad case instead of quarantining it.
+        device: Where the teacher runs.
+        report: Receives the events; `committed` comes only after the item is durable.
+
+    Raises:
+        RefusedError, LockedError, DamagedError, ResourceError: See `stores.errors`.
+        Interrupted: On TERM or INT, after the item in hand.
+    """
+    from m3di.teachers.stage import caption_volumes, current_teacher, embed_volumes
+    from m3di.training.runtime import stop_on_signals
+
+    cases = find_cases(sources, layout=layout, limit=limit)
+    with Store.create_or_open(path, config.volumes) as store, stop_on_signals() as stop:
+        built, refused = commit_volumes(
+            store, cases, workers=workers, strict=strict, report=report, check=stop.raise_if_set
+        )
+        store.write_quarantine_table()
+        if not store.volume_names():
+            raise RefusedError("E_NO_PIXELS", "no case could be built", hint=f"see {path / 'quarantine.tsv'}")
+        described = caption_volumes(store, cases, config, report=report, check=stop.raise_if_set)
+        teacher = current_teacher(store, config, device=device, report=report)
+        embedded = embed_volumes(store, teacher, config, report=report, check=stop.raise_if_set)
+        return BuildSummary(
+            store=path,
+            cases=len(cases),
+            built=built,
+            up_to_date=len(cases) - built - refused,
+            quarantined=refused,
+            described=described,
+            embedded=embedded,
+            digest=store.digest(),
+        )
+
+
+def find_cases(sources: Sequence[Path], *, layout: str = "auto", limit: int | None = None) -> list[Case]:
+    """Discover the cases of all sources.
+
+    Raises:
+        RefusedError: E_MISSING, E_FORMAT, or E_DUPLICATE_ID when two sources hold the same id.
+    """
+    cases = [case for source in sources for case in discover(source, layout=layout)]
+    seen: dict[str, Case] = {}
+    for case in cases:
+        if case.id in seen:
+            message = f"id {case.id!r} occurs twice: {seen[case.id].image} and {case.image}"
+            raise RefusedError("E_DUPLICATE_ID", message, hint="rename one, or build the sources into two stores")
+        seen[case.id] = case
+    return cases[:limit]
+
+
+def commit_volumes(
+    store: Store, cases: Sequence[Case], *, workers: int | None, strict: bool, report: Report, check: Any
+) -> tuple[int, int]:
+    """Build and commit the volumes that are not up to date, in the order of the cases.
+
+    Returns:
+        How many were built, and how many cases were refused.
+    """
+    built = refused = 0
+    report("begin", stage="volumes", cases=len(cases))
+    for case, outcome in _prepare_all(store, cases, workers=workers):
+        check()
+        if isinstance(outcome, CaseError):
+            if strict:
+                raise RefusedError(outcome.code, outcome.message, hint=outcome.hint)
+            refused += 1
+            row = Quarantined(case.id, case.image.name, outcome.code, _without_folder(outcome.message, case))
+            if row not in store.quarantined():
+                store.commit_quarantine(row)
+            report("quarantined", volume=case.id, code=outcome.code, message=row.message)
+        elif outcome is not None:
+            store.commit_volume(outcome.record, outcome.parts)
+            built += 1
+            report("committed", volume=case.id, stage="volumes")
+        else:
+            report("up to date", volume=case.id, stage="volumes")
+    return built, refused
+
+
+def prepare(case: Case, recipe: Recipe, known: str) -> Prepared | None:
+    """Turn one case into a record and arrays; None when the item digest is `known` already.
+
+    Raises:
+        CaseError: When the scan or its label map cannot be used.
+    """
+    source = readers.content_digest(case.image)
+    label_source = readers.content_digest(case.label) if recipe.labels and case.label else ""
+    item = digest_of({"source": source, "label": label_source, "recipe": recipe.digest, "facts": _facts(case)})
+    if item == known:
+        return None
+    volume = readers.read_volume(case.image, modality=case.modality)
+    normalised = preprocess.normalise(volume, recipe)
+    cube = preprocess.make_cube(normalised, volume.geometry, recipe.cube_size)
+    parts: dict[str, Any] = {"image": cube.data.astype(np.float16)}
+    if label_source and case.label:
+        label = readers.read_label(case.label, like=volume.geometry)
+        parts["label"] = preprocess.make_label_cube(label, volume.geometry, recipe.cube_size)
+    valid = _valid_slices(cube, recipe)
+    if recipe.slice_size:
+        parts |= _render(normalised, cube, valid, recipe)
+    record = VolumeRecord(
+        volume=case.id,
+        **_facts(case),
+        source_digest=source,
+        label_digest=label_source,
+        item_digest=item,
+        slot=-1,
+        source=volume.geometry,
+        valid=(pack_bits(valid[0]), pack_bits(valid[1]), pack_bits(valid[2])),
+        num_non_finite=volume.num_non_finite,
+    )
+    return Prepared(record, parts)
+
+
+def slice_positions(recipe: Recipe) -> np.ndarray:
+    """Positions of the cube at which slices are rendered: the middle of each stride."""
+    return np.arange(recipe.slice_stride // 2, recipe.cube_size, recipe.slice_stride)
+
+
+def _facts(case: Case) -> dict[str, str]:
+    return {
+        "subject": case.subject,
+        "dataset": case.dataset,
+        "modality": case.modality,
+        "body_part": case.body_part,
+    }
+
+
+def _valid_slices(cube: preprocess.Cube, recipe: Recipe) -> np.ndarray:
+    """(3, J) positions on the stride that show something; none when the recipe renders no slices."""
+    on_stride = np.zeros(recipe.cube_size, bool)
+    if recipe.slice_size:
+        on_stride[slice_positions(recipe)] = True
+    return slices.nonblank(cube) & on_stride
+
+
+def _render(
+    normalised: np.ndarray, cube: preprocess.Cube, valid: np.ndarray, recipe: Recipe
+) -> dict[str, np.ndarray]:
+    """Slice images of the three planes: (positions on the stride, y, x); blank ones stay black."""
+    positions = slice_positions(recipe)
+    size = recipe.slice_size
+    pictures = {}
+    for plane, name in enumerate(PLANES):
+        shown = np.flatnonzero(valid[plane][positions])
+        pictures[name] = np.zeros((-(-recipe.cube_size // recipe.slice_stride), size, size), np.uint8)
+        if shown.size:
+            rendered = slices.render_plane(normalised, cube.chain, plane, positions[shown], size)
+            pictures[name][shown] = rendered
+    return pictures
+
+
+def _prepare_all(
+    store: Store, cases: Sequence[Case], *, workers: int | None
+) -> Iterator[tuple[Case, Prepared | CaseError | None]]:
+    """Prepare cases in worker processes, a few ahead, and give the outcomes in the order of the cases."""
+    known = {record.volume: record.item_digest for record in store.records()}
+    count = min(workers or len(os.sched_getaffinity(0)), len(cases))
+    with _executor(count) as executor:
+        waiting: deque[tuple[Case, Future[Prepared | None]]] = deque()
+        for case in cases:
+            waiting.append((case, executor.submit(prepare, case, store.recipe, known.get(case.id, ""))))
+            if len(waiting) > count:
+                yield _outcome(*waiting.popleft())
+        while waiting:
+            yield _outcome(*waiting.popleft())
+
+
+def _outcome(case: Case, future: "Future[Prepared | None]") -> tuple[Case, Prepared | CaseError | None]:
+    try:
+        return case, future.result()
+    except CaseError as error:
+        return case, error
+    except BrokenProcessPool as error:
+        message = f"a worker process died at or before case {case.id}"
+        raise ResourceError("E_WORKER", message, hint="free memory or lower --workers, and run again") from error
+    except MemoryError as error:
+        raise ResourceError("E_MEMORY", f"out of memory at case {case.id}", hint="lower --workers") from error
+
+
+@contextmanager
+def _executor(count: int) -> Iterator[Executor]:
+    """Worker processes (spawned, so that no lock or open store is inherited); this process itself for one."""
+    if count <= 1:
+        yield _Inline()
+        return
+    with ProcessPoolExecutor(count, mp_context=get_context("spawn"), initializer=_begin_worker) as executor:
+        try:
+            yield executor
+        except BaseException:
+            executor.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+class _Inline(Executor):
+    """Runs each call at once, in this process."""
+
+    def submit(self, function: Any, /, *args: Any, **kwargs: Any) -> "Future[Any]":
+        future: Future[Any] = Future()
+        try:
+            future.set_result(function(*args, **kwargs))
+        except CaseError as error:
+            future.set_exception(error)
+        return future
+
+
+def _begin_worker() -> None:
+    """One core a worker, as they are as many as the cores; signals are the parent's to handle."""
+    parent = parent_process()
+    if parent is not None:  # a killed parent cannot say goodbye: leave when it is gone
+        Thread(target=lambda: (wait([parent.sentinel]), os._exit(1)), daemon=True).start()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
+    threadpool_limits(1)
+
+
+def _without_folder(message: str, case: Case) -> str:
+    """Name the file relative to its folder: a path may tell more than it should."""
+    return message.replace(f"{case.image.parent}{os.sep}", "")

@@ -1,0 +1,233 @@
+"""Every setting of every command, in one tree of frozen dataclasses: preset, then TOML file, then `--set a.b=c`."""
+
+import dataclasses
+import tomllib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from difflib import get_close_matches
+from functools import reduce
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from annotated_types import Ge, Gt, Le
+from pydantic import TypeAdapter, ValidationError
+
+from stores.errors import RefusedError
+from stores.recipe import Recipe
+
+PRESETS = ("default", "paper", "author", "smoke")
+
+Positive = Annotated[int, Gt(0)]
+Fraction = Annotated[float, Ge(0), Le(1)]
+PositiveFloat = Annotated[float, Gt(0)]
+
+
+@dataclasses.dataclass(frozen=True)
+class CaptionsConfig:
+    """Who writes the captions, and whether label maps may be used for them.
+
+    `structures` names the anatomy of a label map in the captions: never for a set whose labels will be test data.
+    """
+
+    captioner: Literal["describe"] = "describe"
+    structures: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class TeacherConfig:
+    """The frozen 2D model, and how its projection heads are fitted to the store's slice-caption pairs first."""
+
+    spec: str = "embedded"
+    fit_steps: Annotated[int, Ge(0)] = 500
+    fit_learning_rate: PositiveFloat = 1e-3
+    fit_batch_size: Positive = 256
+    fit_slices: Positive = 4096
+
+
+@dataclasses.dataclass(frozen=True)
+class EncoderConfig:
+    """The 3D encoder to pretrain; `options` go to its constructor."""
+
+    name: str = "vit"
+    options: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class PSATConfig:
+    """The plane-slice-aware transformer (paper, section 2)."""
+
+    width: Positive = 512
+    num_queries: Positive = 300
+    num_heads: Positive = 8
+    num_layers: Positive = 1
+    pooling: Literal["mean", "query0", "attention"] = "mean"
+    mode: Literal["full", "no_position", "linear"] = "full"
+
+
+@dataclasses.dataclass(frozen=True)
+class PretrainConfig:
+    """Pretraining: sizes, optimiser, schedule, and how often to look, log and save (in steps)."""
+
+    slices_per_volume: Positive = 8
+    batch_size: Positive = 32
+    epochs: Positive = 300
+    max_steps: Positive | None = None
+    learning_rate: PositiveFloat = 1e-4
+    weight_decay: Annotated[float, Ge(0)] = 0.05
+    schedule: Literal["constant", "cosine"] = "cosine"
+    warmup_fraction: Fraction = 0.05
+    image_weight: Annotated[float, Ge(0)] = 1.0
+    text_weight: Annotated[float, Ge(0)] = 1.0
+    max_gradient_norm: PositiveFloat = 1.0
+    intensity_augmentation: bool = True
+    precision: Literal["float32", "bfloat16"] = "float32"
+    compile: bool = False
+    checkpoint_every: Positive = 500
+    evaluate_every: Positive = 500
+    log_every: Positive = 10
+
+
+@dataclasses.dataclass(frozen=True)
+class FinetuneConfig:
+    """Fine-tuning of a network on a task with labels."""
+
+    batch_size: Positive = 4
+    epochs: Positive = 300
+    max_steps: Positive | None = None
+    learning_rate: PositiveFloat = 1e-4
+    encoder_learning_rate: PositiveFloat | None = None
+    weight_decay: Annotated[float, Ge(0)] = 0.05
+    schedule: Literal["constant", "cosine"] = "cosine"
+    warmup_fraction: Fraction = 0.05
+    max_gradient_norm: PositiveFloat = 1.0
+    intensity_augmentation: bool = True
+    precision: Literal["float32", "bfloat16"] = "float32"
+    compile: bool = False
+    label_fraction: Annotated[float, Gt(0), Le(1)] = 1.0
+    checkpoint_every: Positive = 500
+    evaluate_every: Positive = 500
+    log_every: Positive = 10
+
+
+@dataclasses.dataclass(frozen=True)
+class SplitConfig:
+    """Subject-wise split of each dataset into training, validation and test (paper, section 3.1)."""
+
+    ratios: tuple[Fraction, Fraction, Fraction] = (0.7, 0.1, 0.2)
+    seed: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """All settings."""
+
+    seed: int = 0
+    volumes: Recipe = dataclasses.field(default_factory=Recipe)
+    captions: CaptionsConfig = dataclasses.field(default_factory=CaptionsConfig)
+    teacher: TeacherConfig = dataclasses.field(default_factory=TeacherConfig)
+    encoder: EncoderConfig = dataclasses.field(default_factory=EncoderConfig)
+    psat: PSATConfig = dataclasses.field(default_factory=PSATConfig)
+    pretrain: PretrainConfig = dataclasses.field(default_factory=PretrainConfig)
+    finetune: FinetuneConfig = dataclasses.field(default_factory=FinetuneConfig)
+    split: SplitConfig = dataclasses.field(default_factory=SplitConfig)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the settings as JSON-ready values; `validate` reads them back."""
+        return TypeAdapter(Config).dump_python(self, mode="json")
+
+
+def load_config(
+    *,
+    preset: str = "default",
+    base: Mapping[str, Any] | None = None,
+    files: Sequence[Path] = (),
+    settings: Sequence[str] = (),
+    overrides: Iterable[tuple[str, object]] = (),
+) -> Config:
+    """Resolve the settings of a command.
+
+    Args:
+        preset: `default`, `paper`, `author` or `smoke`.
+        base: Settings over the preset, such as those of a working directory.
+        files: TOML files over them, later ones win.
+        settings: `a.b=value` texts, which win over the files; values are TOML, or plain text.
+        overrides: (dotted name, value) pairs, which win over everything; values that are None are left out.
+
+    Raises:
+        RefusedError: E_CONFIG, naming every mistake with its dotted path.
+    """
+    if preset not in PRESETS:
+        raise RefusedError("E_CONFIG", f"no preset {preset!r}", hint=f"use one of {', '.join(PRESETS)}")
+    layers = [_parse((resources.files("m3di.presets") / f"{preset}.toml").read_text(), f"preset {preset}")]
+    layers.append(dict(base or {}))
+    layers += [_parse(_read(file), str(file)) for file in files]
+    layers += [_setting(setting) for setting in settings]
+    layers += [_nested(name, value) for name, value in overrides if value is not None]
+    return validate(reduce(_merge, layers, {}))
+
+
+def validate(fields: Mapping[str, Any]) -> Config:
+    """Build the settings from plain values.
+
+    Raises:
+        RefusedError: E_CONFIG, naming every mistake with its dotted path.
+    """
+    mistakes = list(_unknown(Config, fields, ""))
+    try:
+        config = TypeAdapter(Config).validate_python(dict(fields))
+    except ValidationError as error:
+        mistakes += [
+            f"{'.'.join(str(part) for part in detail['loc'])}={detail['input']!r}: {detail['msg']}"
+            for detail in error.errors()
+        ]
+    if mistakes:
+        raise RefusedError("E_CONFIG", "; ".join(mistakes), hint="correct the --set options or the TOML file")
+    return config
+
+
+def _unknown(cls: Any, fields: Mapping[str, Any], prefix: str) -> Iterator[str]:
+    """Name keys that no dataclass field answers to, with the nearest that does."""
+    known = {field.name: field.type for field in dataclasses.fields(cls)}
+    for name, value in fields.items():
+        if name not in known:
+            near = get_close_matches(name, known, n=1)
+            yield f"{prefix}{name} is not a setting" + (f" (did you mean {prefix}{near[0]}?)" if near else "")
+        elif dataclasses.is_dataclass(known[name]) and isinstance(value, Mapping):
+            yield from _unknown(known[name], value, f"{prefix}{name}.")
+
+
+def _setting(text: str) -> dict[str, Any]:
+    name, equals, value = text.partition("=")
+    if not equals or not name:
+        raise RefusedError("E_CONFIG", f"--set {text!r} is not KEY=VALUE", hint="for example --set seed=1")
+    try:
+        parsed = tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        parsed = value
+    return _nested(name, parsed)
+
+
+def _nested(name: str, value: object) -> dict[str, Any]:
+    return reduce(lambda inner, part: {part: inner}, reversed(name.split(".")), value)  # type: ignore[return-value, arg-type]
+
+
+def _merge(base: dict[str, Any], layer: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for name, value in layer.items():
+        both = isinstance(value, Mapping) and isinstance(merged.get(name), Mapping)
+        merged[name] = _merge(merged[name], value) if both else value
+    return merged
+
+
+def _read(file: Path) -> str:
+    try:
+        return file.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise RefusedError("E_CONFIG", f"cannot read {file}: {error}", hint="check --config") from error
+
+
+def _parse(text: str, name: str) -> dict[str, Any]:
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise RefusedError("E_CONFIG", f"{name} is not valid TOML: {error}", hint="correct the file") from error

@@ -1,0 +1,14 @@
+"""How long work tells its caller what happens: plain events, which the command line shows or prints as JSON."""
+
+from typing import Protocol
+
+
+class Report(Protocol):
+    """Receives the events of a long command, in order, from one thread."""
+
+    def __call__(self, event: str, /, **facts: object) -> None:
+        """Take one event, for example `committed` with `volume`."""
+
+
+def ignore(event: str, /, **facts: object) -> None:
+    """Report to nobody."""

@@ -1,0 +1,244 @@
+"""The build's second half: captions for every slice, a teacher fitted to them and frozen, and its embeddings."""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from m3di.config import Config
+from m3di.events import Report
+from m3di.tasks.split import nested_order, share_of
+from m3di.teachers.clip import Teacher, load_teacher, save_teacher
+from m3di.teachers.describe import Captioner, Describer, SliceFacts
+from m3di.teachers.tuning import HeadFit, fit_heads, retrieval_card
+from m3di.training.runtime import pick_device, set_threads
+from m3di.volumes.cases import Case
+from m3di.volumes.layouts import label_names
+from stores import Store
+from stores.errors import DamagedError
+from stores.geometry import NORMAL_AXIS, PLANES
+from stores.recipe import digest_of
+from stores.records import Captions, VolumeRecord
+
+Check = Callable[[], None]
+
+
+def caption_volumes(store: Store, cases: Sequence[Case], config: Config, *, report: Report, check: Check) -> int:
+    """Caption the volumes whose captions are not up to date; returns how many."""
+    structures = _structure_names(cases) if config.captions.structures else {}
+    captioner = Describer()
+    fingerprint = captioner_fingerprint(captioner, config)
+    store.commit_facts("captioner", fingerprint, {"name": "describe", "structures": config.captions.structures})
+    stale = [r for r in store.records() if not _captions_current(store, fingerprint, r)]
+    report("begin", stage="captions", volumes=len(stale))
+    for record in stale:
+        check()
+        texts = [_describe_plane(store, captioner, record, plane, structures) for plane in range(len(PLANES))]
+        store.commit_captions(
+            fingerprint, record.volume, Captions(record.item_digest, (texts[0], texts[1], texts[2]))
+        )
+        report("committed", volume=record.volume, stage="captions")
+    return len(stale)
+
+
+def current_teacher(store: Store, config: Config, *, device: str, report: Report) -> Teacher:
+    """The store's frozen teacher for these settings: loaded when it was fitted before, else fitted and kept."""
+    set_threads()
+    place = str(pick_device(device))
+    captioner = captioner_fingerprint(Describer(), config)
+    request = digest_of({"teacher": config.to_dict()["teacher"], "captioner": captioner})
+    known = store.facts("request", request)
+    if known is None:
+        fitted = _fit(store, config, captioner, device=place, report=report)
+        _keep(store, fitted, config)
+        store.commit_facts("request", request, {"teacher": fitted.fingerprint})
+        known = {"teacher": fitted.fingerprint}
+    teacher = load_teacher(f"local-dir:{store.teacher_folder(known['teacher'])}", device=place)
+    if teacher.fingerprint != known["teacher"]:
+        message = f"the teacher in {store.teacher_folder(known['teacher'])} is not the one that was fitted"
+        raise DamagedError("E_WEIGHTS", message, hint="run m3di verify")
+    return teacher
+
+
+def embed_volumes(store: Store, teacher: Teacher, config: Config, *, report: Report, check: Check) -> int:
+    """Embed the volumes whose rows are not up to date, then make this teacher the current one; returns how many."""
+    captioner = captioner_fingerprint(Describer(), config)
+    stale = []
+    for record in store.records():
+        captions = _captions(store, captioner, record)
+        rows = store.rows_record(teacher.fingerprint, record.volume)
+        if rows is None or (rows.item_digest, rows.captions_digest) != (record.item_digest, captions.digest):
+            stale.append((record, captions))
+    report("begin", stage="embeddings", volumes=len(stale))
+    for record, captions in stale:
+        check()
+        planes = [_embed_plane(store, teacher, record, captions, plane) for plane in range(len(PLANES))]
+        store.commit_rows(teacher.fingerprint, record, captions, planes)
+        report("committed", volume=record.volume, stage="embeddings")
+    store.commit_current(teacher=teacher.fingerprint, captioner=captioner)
+    return len(stale)
+
+
+def slice_images(store: Store, record: VolumeRecord, plane: int) -> np.ndarray:
+    """The rendered images of a plane's valid slices, in ascending order of position: (s, y, x) uint8."""
+    images = store.volumes.read(PLANES[plane], record.slot)
+    return images[record.valid_slices(plane) // store.recipe.slice_stride]
+
+
+def slice_position(record: VolumeRecord, cube_size: int, plane: int, index: int) -> float:
+    """Where a slice lies within the scan along its plane's normal: 0 inferior, posterior or left, 1 the other end."""
+    start, stop = record.chain(cube_size).inside[NORMAL_AXIS[plane]]
+    return float(np.clip((index - start + 0.5) / (stop - start), 0, 1))
+
+
+def captioner_fingerprint(captioner: Captioner, config: Config) -> str:
+    """Identity of the captions: the captioner and whether it was told of label maps."""
+    return digest_of({"captioner": captioner.fingerprint, "structures": config.captions.structures})
+
+
+def _describe_plane(
+    store: Store, captioner: Captioner, record: VolumeRecord, plane: int, structures: dict[str, dict[int, str]]
+) -> tuple[str, ...]:
+    size = store.recipe.cube_size
+    names = structures.get(record.dataset, {}) if "label" in record.objects else {}
+    label = store.volumes.read("label", record.slot) if names else None
+    facts = []
+    for index in record.valid_slices(plane):
+        position = slice_position(record, size, plane, int(index))
+        present = () if label is None else _present(label.take(index, axis=NORMAL_AXIS[plane]), names)
+        facts.append(SliceFacts(plane, position, record.modality, record.body_part, present))
+    return tuple(captioner.caption(slice_images(store, record, plane), facts)) if facts else ()
+
+
+def _present(label: np.ndarray, names: dict[int, str]) -> tuple[str, ...]:
+    """Names of the structures in a slice of a label map, largest first."""
+    values, counts = np.unique(label, return_counts=True)
+    largest = values[np.argsort(-counts, kind="stable")]
+    return tuple(names[int(value)] for value in largest if value and int(value) in names)
+
+
+def _structure_names(cases: Sequence[Case]) -> dict[str, dict[int, str]]:
+    """Label names of each dataset that has some."""
+    roots = {case.dataset: case.root for case in cases if case.label is not None}
+    return {dataset: label_names(root) for dataset, root in roots.items()}
+
+
+def _captions_current(store: Store, fingerprint: str, record: VolumeRecord) -> bool:
+    captions = store.captions(fingerprint, record.volume)
+    return captions is not None and captions.item_digest == record.item_digest
+
+
+def _captions(store: Store, captioner: str, record: VolumeRecord) -> Captions:
+    captions = store.captions(captioner, record.volume)
+    if captions is None:
+        raise DamagedError("E_MISSING", f"volume {record.volume} has no captions", hint="run m3di build-store again")
+    return captions
+
+
+def _embed_plane(store: Store, teacher: Teacher, record: VolumeRecord, captions: Captions, plane: int) -> np.ndarray:
+    """Rows of a plane: (s, 2, e) float16, image and text; encoded a plane at a time, so that reruns are bit-equal."""
+    texts = captions.texts[plane]
+    if not texts:
+        return np.zeros((0, 2, teacher.embedding_dim), np.float16)
+    image = teacher.encode_image(torch.from_numpy(slice_images(store, record, plane)))
+    text = teacher.encode_text(texts)
+    return torch.stack([image, text], dim=1).cpu().numpy().astype(np.float16)
+
+
+def _fit(store: Store, config: Config, captioner: str, *, device: str, report: Report) -> Teacher:
+    """Fit the projection heads to slices of the training subjects; score them on held-out ones before and after."""
+    base = load_teacher(config.teacher.spec, device=device)
+    if not config.teacher.fit_steps:
+        return base
+    records = store.records()
+    owners = [(record.dataset, record.subject) for record in records]
+    shares = share_of(owners, ratios=config.split.ratios, seed=config.split.seed)
+    train = [record for record, share in zip(records, shares, strict=True) if share == "train"]
+    held_out = [record for record, share in zip(records, shares, strict=True) if share != "train"]
+    fit_items = _sample(store, captioner, train, config.teacher.fit_slices, config.seed)
+    report("begin", stage="teacher", slices=len(fit_items))
+    fit = HeadFit(
+        steps=config.teacher.fit_steps,
+        learning_rate=config.teacher.fit_learning_rate,
+        batch_size=config.teacher.fit_batch_size,
+        seed=config.seed,
+    )
+    images, texts = _pairs(store, fit_items)
+    fitted = fit_heads(base, base.image_features(images), base.text_features(texts), fit)
+    if held_out:
+        items = _sample(store, captioner, held_out, config.teacher.fit_slices // 4, config.seed)
+        fitted.card = {"before": _card(store, base, items), "after": _card(store, fitted, items)}
+        report("teacher", fingerprint=fitted.fingerprint, **fitted.card)
+    return fitted
+
+
+Item = tuple[VolumeRecord, int, int, str]  # volume, plane, rank of the slice among the plane's valid ones, caption
+
+
+def _sample(store: Store, captioner: str, records: Sequence[VolumeRecord], count: int, seed: int) -> list[Item]:
+    """A fixed random subset of the slices of some volumes, sorted by volume and plane."""
+    items: dict[str, Item] = {}
+    for record in records:
+        captions = _captions(store, captioner, record)
+        for plane, texts in enumerate(captions.texts):
+            for rank, text in enumerate(texts):
+                items[f"{record.volume}/{plane}/{rank:04d}"] = (record, plane, rank, text)
+    return [items[name] for name in sorted(nested_order(items, seed=seed)[:count])]
+
+
+def _pairs(store: Store, items: Sequence[Item]) -> tuple[torch.Tensor, list[str]]:
+    images, last = [], None
+    for record, plane, rank, _ in items:
+        if (record.volume, plane) != last:
+            pictures, last = slice_images(store, record, plane), (record.volume, plane)
+        images.append(pictures[rank])
+    return torch.from_numpy(np.stack(images)), [text for *_, text in items]
+
+
+def _card(store: Store, teacher: Teacher, items: Sequence[Item]) -> dict[str, object]:
+    images, texts = _pairs(store, items)
+    size = store.recipe.cube_size
+    positions = [
+        slice_position(record, size, plane, int(record.valid_slices(plane)[rank])) for record, plane, rank, _ in items
+    ]
+    order = {text: number for number, text in enumerate(dict.fromkeys(texts))}
+    return retrieval_card(
+        teacher.encode_image(images),
+        teacher.encode_text(texts),
+        planes=torch.tensor([plane for _, plane, _, _ in items]),
+        positions=torch.tensor(positions),
+        text_ids=torch.tensor([order[text] for text in texts]),
+    )
+
+
+def _keep(store: Store, teacher: Teacher, config: Config) -> None:
+    """Write the teacher into the store, then its facts: a folder without facts is an interrupted one."""
+    folder = store.teacher_folder(teacher.fingerprint)
+    save_teacher(teacher, folder)
+    files = {
+        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+    facts = {
+        "fingerprint": teacher.fingerprint,
+        "spec": config.teacher.spec,
+        "embedding_dim": teacher.embedding_dim,
+        "fit": config.to_dict()["teacher"],
+        "card": teacher.card,
+        "files": files,
+    }
+    store.commit_facts("teacher", teacher.fingerprint, facts)
+
+
+def teacher_of(store: Store, *, device: str) -> Teacher:
+    """Load the store's current teacher, for queries.
+
+    Raises:
+        RefusedError: E_STORE, when the store has none yet.
+        DamagedError: E_WEIGHTS, when its folder is not what was written.
+    """
+    folder: Path = store.teacher_folder(store.current()["teacher"])
+    return load_teacher(f"local-dir:{folder}", device=device)

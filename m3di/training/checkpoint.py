@@ -1,0 +1,129 @@
+"""Checkpoints: folders of safetensors weights, JSON facts and the optimiser's state, written aside and renamed."""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from stores import atomic
+from stores.errors import DamagedError, RefusedError
+
+FORMAT_VERSION: Final = 1
+FACTS: Final = "facts.json"
+OPTIMIZER: Final = "optimizer.pt"
+KEEP: Final = 2
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint on disk.
+
+    Attributes:
+        folder: Where it is.
+        facts: What was saved beside the weights: kind, samples_seen, recipe, settings, digests of the files.
+    """
+
+    folder: Path
+    facts: Mapping[str, Any]
+
+    @property
+    def samples_seen(self) -> int:
+        """The clock when it was written."""
+        return int(self.facts["samples_seen"])
+
+    def weights(self, module: str) -> dict[str, Tensor]:
+        """State dict of one module, the file's digest verified.
+
+        Raises:
+            DamagedError: E_WEIGHTS, when the file is missing or not what was written.
+        """
+        path = self._checked(f"{module}.safetensors")
+        try:
+            return load_file(path)
+        except SafetensorError as error:
+            raise DamagedError("E_WEIGHTS", f"{path} is damaged: {error}", hint="use an older checkpoint") from error
+
+    def optimizer_state(self) -> dict[str, Any]:
+        """State dict of the optimiser, the file's digest verified; nothing in it is unpickled as code."""
+        return torch.load(self._checked(OPTIMIZER), weights_only=True)
+
+    def _checked(self, name: str) -> Path:
+        path = self.folder / name
+        hint = "use an older checkpoint of the run, or train again"
+        if not path.is_file():
+            raise DamagedError("E_WEIGHTS", f"{path} is missing", hint=hint)
+        if hashlib.sha256(path.read_bytes()).hexdigest() != self.facts["files"].get(name):
+            raise DamagedError("E_WEIGHTS", f"{path} is not what was written (sha256)", hint=hint)
+        return path
+
+
+def save(
+    run: Path, samples_seen: int, modules: Mapping[str, nn.Module], optimizer: torch.optim.Optimizer, facts: Any
+) -> Path:
+    """Write `run/checkpoints/SAMPLES` durably and keep the last two."""
+    folder = run / "checkpoints" / f"{samples_seen:012d}"
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    atomic.write_folder(folder, lambda target: _fill(target, samples_seen, modules, optimizer, facts))
+    for old in _folders(run)[:-KEEP]:
+        shutil.rmtree(old)
+    return folder
+
+
+def latest(run: Path) -> Checkpoint | None:
+    """The newest checkpoint of a run, None when there is none.
+
+    Raises:
+        DamagedError: E_WEIGHTS or E_VERSION, when its facts cannot be read.
+    """
+    folders = _folders(run)
+    if not folders:
+        return None
+    path = folders[-1] / FACTS
+    try:
+        facts = json.loads(path.read_bytes())
+        version = int(facts["version"])
+    except (OSError, ValueError, KeyError) as error:
+        hint = f"remove {folders[-1]} to fall back to the one before"
+        raise DamagedError("E_WEIGHTS", f"{path} is damaged: {error}", hint=hint) from error
+    if version > FORMAT_VERSION:
+        raise DamagedError("E_VERSION", f"{path} has version {version}", hint="use a newer m3di")
+    return Checkpoint(folders[-1], facts)
+
+
+def load(run: Path, *, kind: str) -> Checkpoint:
+    """The newest checkpoint of a run of some kind (`pretrain` or `finetune`).
+
+    Raises:
+        RefusedError: E_WEIGHTS, when there is none, or it is of another kind.
+    """
+    found = latest(run)
+    if found is None:
+        raise RefusedError("E_WEIGHTS", f"there is no checkpoint in {run}", hint=f"name the folder of a {kind} run")
+    if found.facts["kind"] != kind:
+        message = f"{run} is a {found.facts['kind']} run, not a {kind} run"
+        raise RefusedError("E_WEIGHTS", message, hint=f"name the folder of a {kind} run")
+    return found
+
+
+def _fill(
+    folder: Path, samples_seen: int, modules: Mapping[str, nn.Module], optimizer: torch.optim.Optimizer, facts: Any
+) -> None:
+    for name, module in modules.items():
+        state = {key: value.detach().contiguous().clone() for key, value in module.state_dict().items()}
+        save_file(state, folder / f"{name}.safetensors")
+    torch.save(optimizer.state_dict(), folder / OPTIMIZER)
+    files = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())}
+    all_facts = {"version": FORMAT_VERSION, "samples_seen": samples_seen, "files": files, **facts}
+    (folder / FACTS).write_text(json.dumps(all_facts, indent=2))
+
+
+def _folders(run: Path) -> list[Path]:
+    return sorted(path for path in (run / "checkpoints").glob("[0-9]*") if path.is_dir())

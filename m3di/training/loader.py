@@ -1,0 +1,106 @@
+"""Batches for pretraining: volumes and cached targets, read ahead by one thread into a ring of reused buffers."""
+
+import queue
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+
+from m3di.training.sampler import Draw, PlaneSliceSampler
+from m3di.types import Float, Int64, Tensor
+from stores.embeddings import EmbeddingStore
+from stores.volumes import VolumeStore
+
+RING: Final = 3  # one batch in use, one ready, one being filled
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """What one step sees.
+
+    Attributes:
+        draw: The volumes and slices by number.
+        volumes: Cubes in [0, 1].
+        planes: Plane number of each slice.
+        slices: Position of each slice in the cube.
+        targets: Cached rows: the teacher's image and text embedding of each slice.
+    """
+
+    draw: Draw
+    volumes: Float[Tensor, "b 1 d h w"]
+    planes: Int64[Tensor, "b k"]
+    slices: Int64[Tensor, "b k"]
+    targets: Float[Tensor, "b k 2 e"]
+
+
+class BatchReader:
+    """Reads batches of a store.
+
+    Args:
+        volumes: The cubes.
+        embeddings: The targets; its index says what there is.
+        pinned: Use page-locked memory, for copies to an accelerator.
+    """
+
+    def __init__(self, volumes: VolumeStore, embeddings: EmbeddingStore, *, pinned: bool = False) -> None:
+        self._volumes = volumes
+        self._embeddings = embeddings
+        self._pinned = pinned
+
+    def buffer(self, batch_size: int) -> Tensor:
+        """A float16 buffer for a batch of cubes: (b, 1, d, h, w)."""
+        shape = self._volumes.layouts["image"].shape
+        return torch.empty((batch_size, 1, *shape), dtype=torch.float16, pin_memory=self._pinned)
+
+    def read(self, draw: Draw, buffer: Tensor) -> Batch:
+        """Read one batch, its volumes into `buffer`; every checksum is verified.
+
+        Raises:
+            DamagedError: Naming the damaged or missing item.
+        """
+        cubes = buffer.numpy()
+        for row, volume in enumerate(draw.volumes):
+            self._volumes.read("image", int(self._embeddings.index.slots[volume]), out=cubes[row, 0])
+        rows = self._embeddings.gather(draw.volumes, draw.planes, draw.slices)
+        planes, slices = torch.from_numpy(draw.planes), torch.from_numpy(draw.slices)
+        return Batch(draw, buffer, planes, slices, torch.from_numpy(rows))
+
+
+def prefetch(
+    reader: BatchReader, sampler: PlaneSliceSampler, *, start: int, stop: int, batch_size: int
+) -> Iterator[Batch]:
+    """Batches from `samples_seen` = `start` to `stop`, the next one being read while one is in use.
+
+    A batch's volumes are valid until the batch after it is taken. An error of the reading thread is raised here.
+    """
+    free: queue.Queue[Tensor] = queue.Queue()
+    ready: queue.Queue[Batch | BaseException | None] = queue.Queue()
+    done = threading.Event()
+    for _ in range(RING):
+        free.put(reader.buffer(batch_size))
+
+    def fill() -> None:
+        try:
+            for samples_seen in range(start, stop, batch_size):
+                buffer = free.get()
+                if done.is_set():
+                    return
+                ready.put(reader.read(sampler.draw(samples_seen, batch_size), buffer))
+            ready.put(None)
+        except BaseException as error:
+            ready.put(error)
+
+    thread = threading.Thread(target=fill, name="m3di-prefetch", daemon=True)
+    thread.start()
+    try:
+        while (item := ready.get()) is not None:
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+            free.put(item.volumes)
+    finally:
+        done.set()
+        free.put(torch.empty(0))
+        thread.join()

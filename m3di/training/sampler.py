@@ -1,0 +1,130 @@
+"""PlaneSliceSampler: which volumes and which K slices of each make a batch, as a pure function of the clock."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from stores.errors import RefusedError
+from stores.index import StoreIndex
+
+Indices = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class Draw:
+    """One batch to be.
+
+    Attributes:
+        volumes: (b,) positions in the index.
+        planes: (b, k) plane numbers.
+        slices: (b, k) slice positions in the cube.
+        epochs: (b,) how often each volume was drawn before.
+    """
+
+    volumes: Indices
+    planes: Indices
+    slices: Indices
+    epochs: Indices
+
+
+class Shuffle:
+    """Endless epochs of shuffled volumes, as a pure function of the clock; batches run over the end of an epoch.
+
+    Args:
+        num_volumes: Volumes in an epoch.
+        seed: Another seed is another sequence.
+    """
+
+    def __init__(self, num_volumes: int, *, seed: int) -> None:
+        self._num_volumes = num_volumes
+        self._seed = seed
+        self._orders: dict[int, Indices] = {}
+
+    def draw(self, samples_seen: int, batch_size: int) -> tuple[Indices, Indices]:
+        """The volumes that follow after `samples_seen` ones, and the epoch of each: two arrays of shape (b,)."""
+        clock = np.arange(samples_seen, samples_seen + batch_size)
+        epochs, ranks = np.divmod(clock, self._num_volumes)
+        return np.array([self._order(int(e))[r] for e, r in zip(epochs, ranks, strict=True)], np.int64), epochs
+
+    def _order(self, epoch: int) -> Indices:
+        if epoch not in self._orders:
+            self._orders = {known: order for known, order in self._orders.items() if known == epoch - 1}
+            generator = np.random.Generator(np.random.Philox(key=[self._seed, epoch]))
+            self._orders[epoch] = generator.permutation(self._num_volumes)
+        return self._orders[epoch]
+
+
+class PlaneSliceSampler:
+    """Stateless: the same (seed, samples seen) gives the same draw, whatever was drawn before.
+
+    Every epoch is a permutation of the volumes; batches run over its end into the next. The K slices of a volume
+    are drawn without replacement from its valid ones; planes have equal weight, however many slices they have.
+
+    Args:
+        index: Volumes and their valid slices.
+        slices_per_volume: K.
+        seed: Another seed is another sequence.
+        plane_weights: Relative frequency of axial, coronal and sagittal slices.
+
+    Raises:
+        RefusedError: E_CONFIG, when there is no volume, or one with fewer than K slices, naming it.
+    """
+
+    def __init__(
+        self,
+        index: StoreIndex,
+        *,
+        slices_per_volume: int,
+        seed: int,
+        plane_weights: tuple[float, float, float] = (1.0, 1.0, 1.0),
+    ) -> None:
+        if len(index) == 0:
+            raise RefusedError("E_CONFIG", "there is no volume to train on", hint="build a store with more volumes")
+        available = index.num_rows().sum(axis=1)
+        if available.min() < slices_per_volume:
+            poorest = int(available.argmin())
+            message = (
+                f"volume {index.volumes[poorest]} has {available[poorest]} slices, {slices_per_volume} are asked"
+            )
+            raise RefusedError("E_CONFIG", message, hint="lower --slices-per-volume, or build with a smaller stride")
+        self.index = index
+        self._slices_per_volume = slices_per_volume
+        self._seed = seed
+        self._plane_weights = np.asarray(plane_weights)
+        self._shuffle = Shuffle(len(index), seed=seed)
+
+    def draw(self, samples_seen: int, batch_size: int) -> Draw:
+        """The batch of `batch_size` volumes that follows after `samples_seen` volumes."""
+        volumes, epochs = self._shuffle.draw(samples_seen, batch_size)
+        planes, slices = self._slices(volumes, epochs)
+        return Draw(volumes, planes, slices, epochs)
+
+    def _slices(self, volumes: Indices, epochs: Indices) -> tuple[Indices, Indices]:
+        """Weighted draw without replacement: the K first arrivals of an exponential race of all valid slices."""
+        bits = self.index.bits(volumes)
+        batch, _, positions = bits.shape
+        weight = self._plane_weights[:, None] / np.maximum(bits.sum(axis=-1, keepdims=True), 1)
+        lane = np.arange(3 * positions, dtype=np.uint64).reshape(1, 3, positions)
+        key = keyed_uniform(self._seed, epochs[:, None, None], volumes[:, None, None], lane)
+        with np.errstate(divide="ignore"):
+            arrival = np.where(bits & (weight > 0), -np.log(key) / weight, np.inf)
+        first = np.argsort(arrival.reshape(batch, -1), axis=1, kind="stable")[:, : self._slices_per_volume]
+        return first // positions, first % positions
+
+
+def keyed_uniform(*key: npt.ArrayLike) -> npt.NDArray[np.float64]:
+    """Uniform numbers in (0, 1), one a key; parts of the key broadcast (splitmix64 of each part in turn)."""
+    state = np.uint64(0)
+    with np.errstate(over="ignore"):
+        for part in key:
+            state = _splitmix64(state ^ np.asarray(part).astype(np.uint64))
+    return (np.asarray(state >> np.uint64(11)).astype(np.float64) + 0.5) / 2.0**53
+
+
+def _splitmix64(value: npt.NDArray[np.uint64] | np.uint64) -> npt.NDArray[np.uint64]:
+    """One step of splitmix64 (Steele, Lea, Flood, OOPSLA 2014)."""
+    mixed = np.asarray(value) + np.uint64(0x9E3779B97F4A7C15)
+    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return mixed ^ (mixed >> np.uint64(31))
