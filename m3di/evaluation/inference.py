@@ -1,0 +1,101 @@
+"""Predictions on the scanner's own grid: scan -> cube -> network -> probabilities -> back through the chain."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from m3di.events import Report
+from m3di.training import checkpoint, runtime
+from m3di.training.finetune import load_network
+from m3di.volumes import preprocess, readers
+from m3di.volumes.cases import Case, discover
+from stores.errors import CaseError, RefusedError
+from stores.recipe import Recipe
+
+
+@dataclass(frozen=True, eq=False)
+class Predictor:
+    """A fine-tuned network, ready for scans.
+
+    Attributes:
+        network: In evaluation mode, on its device.
+        recipe: How scans become cubes.
+        class_values: Label value of each class index.
+        modality: Of the scans that it was trained on.
+        device: Where it runs.
+    """
+
+    network: torch.nn.Module
+    recipe: Recipe
+    class_values: tuple[int, ...]
+    modality: str
+    device: torch.device
+
+    @torch.no_grad()
+    def mask(self, volume: readers.Volume) -> npt.NDArray[np.uint8]:
+        """Label map of a scan along the scan's own axes."""
+        normalised = preprocess.normalise(volume, self.recipe)
+        cube = preprocess.make_cube(normalised, volume.geometry, self.recipe.cube_size)
+        image = torch.from_numpy(cube.data.astype(np.float16).astype(np.float32))  # as the store rounds it
+        scores = self.network(image[None, None].to(self.device)).float().softmax(dim=1)[0].cpu().numpy()
+        restored = preprocess.restore(scores, cube.chain)
+        return np.asarray(self.class_values, np.uint8)[restored.argmax(axis=0)]
+
+
+def load_predictor(found: checkpoint.Checkpoint, *, device: str) -> Predictor:
+    """Rebuild the network of a fine-tuning checkpoint.
+
+    Raises:
+        DamagedError: E_WEIGHTS, when the weights are damaged.
+    """
+    runtime.set_threads()
+    place = runtime.pick_device(device)
+    return Predictor(
+        network=load_network(found).to(place),
+        recipe=Recipe.from_dict(found.facts["recipe"]),
+        class_values=tuple(found.facts["class_values"]),
+        modality=found.facts["modality"],
+        device=place,
+    )
+
+
+def predict_scans(
+    scans: Sequence[Path], run: Path, out: Path, *, device: str = "auto", report: Report
+) -> tuple[list[Path], list[dict[str, str]]]:
+    """Write a mask of every scan, `OUT/<id>.nii.gz`, on the scan's own grid.
+
+    Returns:
+        The masks written, and why each other scan was refused.
+
+    Raises:
+        RefusedError: Before anything is written, when a path, the run or two equal ids are wrong.
+    """
+    cases = [case for path in scans for case in discover(path)]
+    names = [case.id for case in cases]
+    if len(set(names)) != len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise RefusedError("E_DUPLICATE_ID", f"two scans have the id {twice!r}", hint="predict them into two folders")
+    predictor = load_predictor(checkpoint.load(run, kind="finetune"), device=device)
+    out.mkdir(parents=True, exist_ok=True)
+    report("begin", stage="predict", cases=len(cases))
+    written, refused = [], []
+    for case in cases:
+        try:
+            written.append(_predict(case, predictor, out))
+            report("committed", volume=case.id, stage="predict")
+        except CaseError as error:
+            refused.append({"case": case.id, "code": error.code, "message": error.message})
+            report("quarantined", volume=case.id, code=error.code, message=error.message)
+    return written, refused
+
+
+def _predict(case: Case, predictor: Predictor, out: Path) -> Path:
+    modality = predictor.modality if case.modality == "unknown" else case.modality
+    mask = predictor.mask(readers.read_volume(case.image, modality=modality))
+    path = out / f"{case.id}.nii.gz"
+    readers.write_mask(path, mask, like=case.image)
+    return path
