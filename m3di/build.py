@@ -24,7 +24,8 @@ from threadpoolctl import threadpool_limits
 from m3di.config import Config
 from m3di.events import Report
 from m3di.volumes import preprocess, readers, slices
-from m3di.volumes.cases import Case, discover
+from m3di.volumes.cases import Case
+from m3di.volumes.layouts import discover
 from stores import Store
 from stores.errors import CaseError, RefusedError, ResourceError
 from stores.geometry import PLANES

@@ -47,7 +47,9 @@ def describe_store(path: Path) -> dict[str, Any]:
             "bytes": sum(file.stat().st_size for file in path.rglob("*") if file.is_file()),
             "bytes of cubes": sum(record.objects["image"].num_bytes for record in records),
             "teacher": f"{teacher['spec']} {teacher['fingerprint'][:16]}" if teacher else "none yet",
-            "captioner": (store.facts("captioner", current["captioner"]) or {}).get("name") if current else "none yet",
+            "captioner": (store.facts("captioner", current["captioner"]) or {}).get("name")
+            if current
+            else "none yet",
             "non-finite voxels": sum(record.num_non_finite for record in records),
             "quarantined": len(store.quarantined()),
             "digest": store.digest(),

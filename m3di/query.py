@@ -98,7 +98,9 @@ def _answer(store: Store, vectors: npt.NDArray[np.float32], top: int) -> Answer:
         best += [(float(score), volume, plane, int(i)) for score, i in zip(scores, positions, strict=True)]
         best = sorted(best, key=lambda hit: (-hit[0], *hit[1:]))[:top]
     hits = tuple(
-        Hit(volume, PLANES[plane], index, round(score, 4), _caption(store, current["captioner"], volume, plane, index))
+        Hit(
+            volume, PLANES[plane], index, round(score, 4), _caption(store, current["captioner"], volume, plane, index)
+        )
         for score, volume, plane, index in best
     )
     return Answer(hits, _notes(store, current["teacher"]))

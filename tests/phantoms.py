@@ -68,4 +68,3 @@ def write_msd_dataset(root: Path, num_cases: int, *, shape=(20, 24, 18), spacing
     }
     (root / "dataset.json").write_text(json.dumps(manifest))
     return root
-

@@ -78,7 +78,9 @@ def evaluate(run: Path, *, data: Path | None = None, device: str = "auto", repor
         volume = readers.read_volume(case.image, modality=case.modality)
         assert case.label is not None
         reference = readers.read_label(case.label, like=volume.geometry)
-        scores.append(CaseScores(case.id, dice_per_class(predictor.mask(volume), reference, predictor.class_values[1:])))
+        scores.append(
+            CaseScores(case.id, dice_per_class(predictor.mask(volume), reference, predictor.class_values[1:]))
+        )
         report("committed", volume=case.id, stage="evaluate")
     result = _summarise(found, scores, warnings)
     atomic.write_bytes(run / "evaluation.json", json.dumps(result.to_dict(), indent=2).encode())

@@ -12,7 +12,8 @@ from m3di.events import Report
 from m3di.training import checkpoint, runtime
 from m3di.training.finetune import load_network
 from m3di.volumes import preprocess, readers
-from m3di.volumes.cases import Case, discover
+from m3di.volumes.cases import Case
+from m3di.volumes.layouts import discover
 from stores.errors import CaseError, RefusedError
 from stores.recipe import Recipe
 

@@ -1,0 +1,1 @@
+"""3D encoders, the Plane-Slice-Aware Transformer and segmentation networks."""

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from m3di.volumes.cases import Case, discover
-from m3di.volumes.layouts import label_names
+from m3di.volumes.cases import Case
+from m3di.volumes.layouts import discover, label_names
 from stores.errors import RefusedError
 
 LAYOUTS: Final = {"msd": "msd"}  # task name -> layout of its data

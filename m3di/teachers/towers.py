@@ -2,7 +2,7 @@
 
 import copy
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from stores.errors import RefusedError
 
-Tokenizer = Callable[[Sequence[str]], Tensor]
+Model = Any  # open_clip.CLIP or CustomTextCLIP: nn.Modules that share no interface a type checker could know
+Tokenizer = Any  # open_clip's HFTokenizer or SimpleTokenizer: texts to (t, context length) token ids
 
 
 @dataclass(frozen=True)
@@ -21,13 +22,15 @@ class TwoTower:
 
     Attributes:
         model: `open_clip.CLIP` or `CustomTextCLIP`, float32.
-        tokenizer: open_clip's tokenizer: texts to (t, context length) token ids.
+        tokenizer: open_clip's tokenizer.
         config: Content of `open_clip_config.json`: `model_cfg` and `preprocess_cfg`. No path of this machine in it.
+        dtype: Arithmetic of the image trunk that the model was saved with, if it was.
     """
 
-    model: nn.Module
+    model: Model
     tokenizer: Tokenizer
     config: Mapping[str, Any]
+    dtype: str | None = None
 
     @property
     def text_config(self) -> Mapping[str, Any]:
@@ -73,41 +76,41 @@ class Head:
             setattr(self.owner, self.name, value)
 
 
-def image_head(model: nn.Module) -> Head | None:
+def image_head(model: Model) -> Head | None:
     """Find the image tower's projection; None when the architecture has none apart from its trunk."""
     return _first_head([(model.visual, "head"), (model.visual, "proj")])
 
 
-def text_head(model: nn.Module) -> Head | None:
+def text_head(model: Model) -> Head | None:
     """Find the text tower's projection; None when the architecture has none apart from its trunk."""
     tower = getattr(model, "text", model)
     return _first_head([(tower, "proj"), (tower, "text_projection")])
 
 
-def image_trunk(model: nn.Module, head: Head | None, dtype: torch.dtype) -> nn.Module:
+def image_trunk(model: Model, head: Head | None, dtype: torch.dtype) -> nn.Module:
     """Copy the image tower without its head; weights are shared with the model where `dtype` is float32."""
-    trunk = _copy_without(model.visual, head, shared=dtype == torch.float32)
+    trunk = _copy_without(model.visual, head, shared=dtype == torch.float32).to(dtype)
     # Channels last: 1.2 (float32) to 1.5 times (bfloat16) faster for the convolutional towers on a CPU.
-    return trunk.to(dtype=dtype, memory_format=torch.channels_last)
+    return trunk.to(memory_format=torch.channels_last)
 
 
-def text_trunk(model: nn.Module, head: Head | None) -> nn.Module:
+def text_trunk(model: Model, head: Head | None) -> Model:
     """Copy the model without its text head, for `encode_text`; all weights are shared with the model."""
     return _copy_without(model, head, shared=True)
 
 
-def copy_for_fitting(model: nn.Module, heads: Iterable[Head]) -> nn.Module:
+def copy_for_fitting(model: Model, heads: Iterable[Head]) -> Model:
     """Copy a model, sharing all its tensors but the heads' and the logit scale."""
     own = {id(parameter) for head in heads for parameter in head.parameters()} | {id(model.logit_scale)}
     return copy.deepcopy(model, {key: tensor for key, tensor in _tensors(model).items() if key not in own})
 
 
-def trims_padding(model: nn.Module) -> bool:
+def trims_padding(model: Model) -> bool:
     """Whether padding after a text changes nothing: Hugging Face towers mask it, open_clip's own do not."""
     return hasattr(getattr(getattr(model, "text", None), "config", None), "pad_token_id")
 
 
-def weights_digest(model: nn.Module) -> str:
+def weights_digest(model: Model) -> str:
     """Return the sha256 over name, type, shape and bytes of all tensors of the state dict, sorted by name."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
@@ -116,7 +119,7 @@ def weights_digest(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def require_heads(model: nn.Module) -> tuple[Head, Head]:
+def require_heads(model: Model) -> tuple[Head, Head]:
     """Return both heads.
 
     Raises:
@@ -133,7 +136,9 @@ def require_heads(model: nn.Module) -> tuple[Head, Head]:
 def _first_head(candidates: Iterable[tuple[nn.Module, str]]) -> Head | None:
     for owner, name in candidates:
         value = getattr(owner, name, None)
-        if isinstance(value, nn.Parameter) or (isinstance(value, nn.Module) and any(True for _ in value.parameters())):
+        if isinstance(value, nn.Parameter) or (
+            isinstance(value, nn.Module) and any(True for _ in value.parameters())
+        ):
             return Head(owner, name)
     return None
 

@@ -1,8 +1,8 @@
-"""How datasets lie on disk: one function a layout, each giving the cases in a fixed order."""
+"""How datasets lie on disk: `discover` finds the cases, one function a layout gives them in a fixed order."""
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -64,6 +64,30 @@ def folder(root: Path) -> list[Case]:
 
 
 LAYOUTS: Final[dict[str, Callable[[Path], list[Case]]]] = {"msd": msd, "folder": folder}
+
+
+def discover(root: Path, *, layout: str = "auto") -> list[Case]:
+    """Find the cases of a dataset.
+
+    Args:
+        root: A dataset's folder, its `dataset.json`, a folder of scans, or one scan.
+        layout: `auto`, or the name of a layout.
+
+    Raises:
+        RefusedError: E_MISSING, E_FORMAT, E_MANIFEST, E_PATH or E_DUPLICATE_ID.
+    """
+    if not root.exists():
+        raise RefusedError("E_MISSING", f"{root} does not exist", hint="check the path of the dataset or scan")
+    name = detect(root) if layout == "auto" else layout
+    if name not in LAYOUTS:
+        hint = f"this version knows auto, {', '.join(LAYOUTS)}"
+        raise RefusedError("E_CONFIG", f"no layout is called {name!r}", hint=hint)
+    cases = LAYOUTS[name](root)
+    if not cases:
+        hint = "NIfTI files (.nii, .nii.gz) are looked for, in a folder or as an MSD dataset.json lists them"
+        raise RefusedError("E_FORMAT", f"no scan found in {root}", hint=hint)
+    _require_unique(cases)
+    return cases
 
 
 def label_names(root: Path) -> dict[int, str]:
@@ -141,3 +165,12 @@ def _subject(stem: str) -> str:
     """The person that a file name stands for: its `sub-` or `patient` part, else the whole stem."""
     match = SUBJECT.match(stem)
     return match[1] if match else stem
+
+
+def _require_unique(cases: Sequence[Case]) -> None:
+    seen: dict[str, Case] = {}
+    for case in cases:
+        if case.id in seen:
+            message = f"two scans have the id {case.id!r}: {seen[case.id].image} and {case.image}"
+            raise RefusedError("E_DUPLICATE_ID", message, hint="rename one of them")
+        seen[case.id] = case

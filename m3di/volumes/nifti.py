@@ -1,21 +1,28 @@
-"""A strict look at a NIfTI file before any library reads it: SimpleITK pads a truncated one with zeros, silently."""
+"""Reading NIfTI strictly: every declared byte must be there, and every voxel comes out as it was stored.
+
+ITK's reader pads a truncated file with zeros and turns NaN into 0, both silently; so the voxels are read here, from
+the same pass that checks the file to its last byte, and ITK is asked for the geometry only.
+"""
 
 import struct
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final, Protocol, runtime_checkable
 
 import numpy as np
+import numpy.typing as npt
 
 from stores.errors import CaseError
 
 SLACK: Final = 1 << 20  # bytes after the voxels that are tolerated: extensions, padding
 MAX_VOXELS: Final = 1 << 31
 SPACING_MM: Final = (0.01, 100.0)
-SHEAR: Final = 1e-3  # largest cosine between two axes
-DTYPE_BYTES: Final = {2: 1, 4: 2, 8: 4, 16: 4, 64: 8, 256: 1, 512: 2, 768: 4, 1024: 8, 1280: 8}
-_HEADER_BYTES: Final = {348: 348, 540: 540}
+MAX_OFFSET: Final = 1 << 26  # bytes; header extensions come before the voxels
+DTYPES: Final = {
+    2: "u1", 4: "i2", 8: "i4", 16: "f4", 64: "f8", 256: "i1", 512: "u2", 768: "u4", 1024: "i8", 1280: "u8"
+}  # fmt: skip
+_HEADER_BYTES: Final = (348, 540)
 _CHUNK: Final = 1 << 20
 
 
@@ -25,17 +32,29 @@ class Header:
 
     Attributes:
         shape: Voxels along i, j, k.
-        spacing: Of the header, in its own unit.
-        num_bytes: Size of the uncompressed file up to the last voxel.
+        dtype: Type of the stored numbers, with byte order.
+        offset: Where the voxels begin in the uncompressed file.
+        slope: Value = slope * stored + intercept; 0 means that values are stored as they are.
+        intercept: See `slope`.
     """
 
     shape: tuple[int, int, int]
-    spacing: tuple[float, float, float]
-    num_bytes: int
+    dtype: np.dtype[Any]
+    offset: int
+    slope: float
+    intercept: float
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of the uncompressed file up to the last voxel."""
+        return self.offset + int(np.prod(self.shape, dtype=object)) * self.dtype.itemsize
 
 
-def check_nifti(path: Path) -> Header:
-    """Check a NIfTI-1 or -2 single file to its last byte; a gzip stream is read to its checksum.
+def read_nifti(path: Path) -> npt.NDArray[Any]:
+    """Read a NIfTI-1 or -2 single file, compressed or not; a gzip stream is read to its checksum.
+
+    Returns:
+        (i, j, k) voxels in scanner units; float32 where the header scales them.
 
     Raises:
         CaseError: E_NOT_FILE, E_EMPTY, E_NOT_NIFTI, E_NDIM, E_DTYPE, E_SPACING, E_HEADER, E_TOO_LARGE,
@@ -50,38 +69,47 @@ def check_nifti(path: Path) -> Header:
     with path.open("rb") as file:
         gzipped = file.read(2) == b"\x1f\x8b"
         file.seek(0)
-        stream = _Gzip(file, path) if gzipped else file
-        header = _parse(stream.read(540), path)
-        size = _measure(stream, 540, header.num_bytes, path)
-    if size < header.num_bytes:
-        message = f"{path} has {size} bytes of voxel data and header, {header.num_bytes} are declared"
+        stream: _Stream = _Gzip(file, path) if gzipped else file
+        head = stream.read(_HEADER_BYTES[-1])
+        header = _parse(head, path)
+        content = head + _read_rest(stream, header.num_bytes - len(head), path)
+    if len(content) < header.num_bytes:
+        message = f"{path} has {len(content)} bytes of header and voxels, {header.num_bytes} are declared"
         raise CaseError("E_TRUNCATED", message, hint="copy it again")
-    return header
+    voxels = np.frombuffer(content, header.dtype, int(np.prod(header.shape)), header.offset)
+    return _scaled(voxels.reshape(header.shape, order="F"), header)
+
+
+def _scaled(voxels: npt.NDArray[Any], header: Header) -> npt.NDArray[Any]:
+    """Apply the header's slope and intercept, if it has any that say something."""
+    slope, intercept = header.slope, header.intercept
+    if slope == 0 or not np.isfinite([slope, intercept]).all() or (slope, intercept) == (1.0, 0.0):
+        return voxels.astype(header.dtype.newbyteorder("="), copy=False)
+    return (voxels.astype(np.float64) * slope + intercept).astype(np.float32)
 
 
 def _parse(head: bytes, path: Path) -> Header:
     order, version = _byte_order(head, path)
     if version == 1:
         dims = struct.unpack_from(order + "8h", head, 40)
-        dtype = struct.unpack_from(order + "h", head, 70)[0]
+        number = struct.unpack_from(order + "h", head, 70)[0]
         pixdim = struct.unpack_from(order + "8f", head, 76)
-        offset = struct.unpack_from(order + "f", head, 108)[0]
+        offset, slope, intercept = struct.unpack_from(order + "3f", head, 108)
     else:
-        dtype = struct.unpack_from(order + "h", head, 12)[0]
+        number = struct.unpack_from(order + "h", head, 12)[0]
         dims = struct.unpack_from(order + "8q", head, 16)
         pixdim = struct.unpack_from(order + "8d", head, 104)
-        offset = struct.unpack_from(order + "q", head, 168)[0]
+        offset, slope, intercept = struct.unpack_from(order + "q2d", head, 168)
     shape = _shape(dims, path)
-    if dtype not in DTYPE_BYTES:
+    if number not in DTYPES:
         hint = "save it with whole or real numbers, one value a voxel"
-        raise CaseError("E_DTYPE", f"{path} has NIfTI data type {dtype}", hint=hint)
-    spacing = (abs(float(pixdim[1])), abs(float(pixdim[2])), abs(float(pixdim[3])))
+        raise CaseError("E_DTYPE", f"{path} has NIfTI data type {number}", hint=hint)
     low, high = SPACING_MM
-    if not all(np.isfinite(s) and low <= s <= high for s in spacing):
-        raise CaseError("E_SPACING", f"{path} has spacing {spacing}", hint=f"it must lie in {low} to {high} mm")
-    if not (np.isfinite(offset) and 0 <= offset < SLACK * 64):
+    if not all(low <= abs(spacing) <= high for spacing in pixdim[1:4]):  # NaN fails too
+        raise CaseError("E_SPACING", f"{path} has spacing {pixdim[1:4]}", hint=f"it must lie in {low} to {high} mm")
+    if not _HEADER_BYTES[0] <= offset < MAX_OFFSET:
         raise CaseError("E_HEADER", f"{path} has voxel offset {offset}", hint="write the file anew")
-    return Header(shape, spacing, int(offset) + int(np.prod(shape, dtype=object)) * DTYPE_BYTES[dtype])
+    return Header(shape, np.dtype(order + DTYPES[number]), int(offset), float(slope), float(intercept))
 
 
 def _byte_order(head: bytes, path: Path) -> tuple[str, int]:
@@ -110,27 +138,35 @@ def _shape(dims: tuple[int, ...], path: Path) -> tuple[int, int, int]:
     return sizes[0], sizes[1], sizes[2]
 
 
-def _measure(stream: "_Gzip | object", already: int, declared: int, path: Path) -> int:
-    """Read to the end and count, with a bound on what a small file may expand to."""
-    size = already
-    while chunk := stream.read(_CHUNK):  # type: ignore[attr-defined]
+def _read_rest(stream: "_Stream", declared: int, path: Path) -> bytes:
+    """Read to the end, with a bound on what a small file may expand to."""
+    parts, size = [], 0
+    while chunk := stream.read(_CHUNK):
         size += len(chunk)
         if size > declared + SLACK:
-            message = f"{path} holds more than the {declared} bytes it declares"
-            raise CaseError("E_TOO_LARGE", message, hint="write the file anew")
-    return size
+            raise CaseError("E_TOO_LARGE", f"{path} holds more bytes than it declares", hint="write the file anew")
+        parts.append(chunk)
+    return b"".join(parts)
+
+
+@runtime_checkable
+class _Stream(Protocol):
+    """What voxels are read from: a file, or a gzip stream in one."""
+
+    def read(self, count: int, /) -> bytes:
+        """Up to `count` bytes; fewer only at the end."""
 
 
 class _Gzip:
     """Reads a gzip file (members in a row allowed) to its end, so that its checksums count."""
 
-    def __init__(self, file: object, path: Path) -> None:
+    def __init__(self, file: _Stream, path: Path) -> None:
         self._file = file
         self._path = path
         self._inflate = zlib.decompressobj(wbits=31)
         self._raw = b""
 
-    def read(self, count: int) -> bytes:
+    def read(self, count: int, /) -> bytes:
         """Up to `count` uncompressed bytes; fewer only at the end."""
         parts, missing = [], count
         while missing:
@@ -144,12 +180,12 @@ class _Gzip:
     def _more(self, count: int) -> bytes:
         while True:
             if self._inflate.eof:
-                self._raw = self._inflate.unused_data or self._file.read(_CHUNK)  # type: ignore[attr-defined]
+                self._raw = self._inflate.unused_data or self._file.read(_CHUNK)
                 if not self._raw.strip(b"\0"):
                     return b""
                 self._inflate = zlib.decompressobj(wbits=31)
             elif not self._raw:
-                self._raw = self._file.read(_CHUNK)  # type: ignore[attr-defined]
+                self._raw = self._file.read(_CHUNK)
                 if not self._raw:
                     message = f"{self._path} ends within its gzip stream"
                     raise CaseError("E_TRUNCATED", message, hint="copy it again")

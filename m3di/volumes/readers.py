@@ -7,9 +7,9 @@ from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
-import SimpleITK as sitk  # noqa: N813
+import SimpleITK as sitk
 
-from m3di.volumes.nifti import SHEAR, check_nifti
+from m3di.volumes.nifti import read_nifti
 from stores import atomic
 from stores.errors import CaseError
 from stores.geometry import Affine, Geometry
@@ -17,6 +17,7 @@ from stores.geometry import Affine, Geometry
 Array = npt.NDArray[Any]
 LPS_TO_RAS: Final = np.diag([-1.0, -1.0, 1.0, 1.0])
 MAX_LABEL: Final = 255
+MAX_SHEAR: Final = 1e-3  # largest cosine between two axes
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,13 +56,11 @@ def read_volume(path: Path, *, modality: str) -> Volume:
     """Read a scan.
 
     Raises:
-        CaseError: Saying what is wrong with the file; see `m3di.volumes.nifti`, and E_AFFINE, E_NO_SIGNAL, E_DECODE.
+        CaseError: Saying what is wrong with the file; see `m3di.volumes.nifti`, and E_AFFINE, E_NO_SIGNAL.
     """
-    check_nifti(path)
-    image = _read(path)
-    geometry = geometry_of(image, path)
-    data = sitk.GetArrayFromImage(image).T  # SimpleITK gives (k, j, i)
-    data, num_non_finite = _finite(data, path)
+    voxels = read_nifti(path)
+    geometry = read_geometry(path)
+    data, num_non_finite = _finite(voxels, path)
     if data.min() == data.max():
         message = f"{path} has the value {data.flat[0]} in every voxel"
         raise CaseError("E_NO_SIGNAL", message, hint="leave it out, or export it again")
@@ -75,18 +74,16 @@ def read_label(path: Path, *, like: Geometry) -> npt.NDArray[np.uint8]:
         CaseError: As `read_volume`; E_LABEL_GEOMETRY for another grid; E_LABEL_VALUES for values other than whole
             numbers from 0 to 255.
     """
-    check_nifti(path)
-    image = _read(path)
-    geometry = geometry_of(image, path)
+    data = read_nifti(path)
+    geometry = read_geometry(path)
     tolerance = 0.05 * min(like.spacing_mm)
     if geometry.shape != like.shape or not np.allclose(geometry.affine, like.affine, rtol=1e-4, atol=tolerance):
         message = f"label map {path} ({geometry.shape}) lies on another grid than its scan ({like.shape})"
         raise CaseError("E_LABEL_GEOMETRY", message, hint="resample the label map to the scan's grid")
-    data = sitk.GetArrayFromImage(image).T
-    label = data.astype(np.uint8)
+    with np.errstate(invalid="ignore"):  # NaN has no whole number: the comparison finds it
+        label = data.astype(np.uint8)
     if not np.array_equal(label, data):
-        found = np.unique(data)
-        message = f"label map {path} holds values from {found[0]} to {found[-1]}, or fractions"
+        message = f"label map {path} holds fractions, or values from {data.min()} to {data.max()}"
         raise CaseError("E_LABEL_VALUES", message, hint=f"use whole numbers from 0 to {MAX_LABEL}")
     return label
 
@@ -99,45 +96,48 @@ def write_mask(path: Path, mask: npt.NDArray[np.uint8], *, like: Path) -> None:
         mask: Along the scan's own axes (i, j, k).
         like: The scan.
     """
-    image = sitk.GetImageFromArray(np.ascontiguousarray(mask.T))
-    reference = _read(like)
-    if image.GetSize() != reference.GetSize():
-        raise ValueError(f"mask {mask.shape} does not fit the scan {reference.GetSize()}")
-    image.CopyInformation(reference)
+    image = sitk.GetImageFromArray(np.ascontiguousarray(mask.T))  # SimpleITK's arrays are (k, j, i)
+    reader = _reader(like)
+    if image.GetSize() != reader.GetSize()[:3]:
+        raise ValueError(f"mask {mask.shape} does not fit the scan {reader.GetSize()}")
+    image.SetSpacing(reader.GetSpacing()[:3])
+    image.SetOrigin(reader.GetOrigin()[:3])
+    rank = reader.GetDimension()
+    image.SetDirection(np.array(reader.GetDirection()).reshape(rank, rank)[:3, :3].ravel().tolist())
     atomic.write_file(path, lambda temporary: sitk.WriteImage(image, str(temporary), useCompression=True))
 
 
-def geometry_of(image: sitk.Image, path: Path) -> Geometry:
-    """Geometry of an image that SimpleITK read; its LPS world becomes RAS+.
+def read_geometry(path: Path) -> Geometry:
+    """Geometry of a NIfTI file as ITK understands its header; ITK's LPS world becomes RAS+.
 
     Raises:
         CaseError: E_AFFINE, when the axes are not orthogonal.
     """
-    direction = np.array(image.GetDirection()).reshape(3, 3)
+    reader = _reader(path)
+    direction = np.array(reader.GetDirection()).reshape(reader.GetDimension(), -1)[:3, :3]
     cosines = np.abs(direction.T @ direction - np.eye(3))
-    if not np.isfinite(cosines).all() or cosines.max() > SHEAR:
+    if not np.isfinite(cosines).all() or cosines.max() > MAX_SHEAR:
         message = f"{path} has axes that are not orthogonal (cosine {cosines.max():.3g})"
         raise CaseError("E_AFFINE", message, hint="resample it to a grid with orthogonal axes")
     affine: Affine = np.eye(4)
-    affine[:3, :3] = direction * np.array(image.GetSpacing())
-    affine[:3, 3] = image.GetOrigin()
-    x, y, z = image.GetSize()
+    affine[:3, :3] = direction * np.array(reader.GetSpacing()[:3])
+    affine[:3, 3] = reader.GetOrigin()[:3]
+    x, y, z = reader.GetSize()[:3]
     return Geometry((x, y, z), LPS_TO_RAS @ affine)
 
 
-def _read(path: Path) -> sitk.Image:
+def _reader(path: Path) -> sitk.ImageFileReader:
+    """A reader that has read the header of `path`."""
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
     reader.SetImageIO("NiftiImageIO")
     try:
-        image = reader.Execute()
+        reader.ReadImageInformation()
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[-1]
-        code = "E_AFFINE" if "orthonormal" in reason or "irection" in reason else "E_DECODE"
+        code = "E_AFFINE" if "orthonormal" in reason or "irection" in reason else "E_HEADER"
         raise CaseError(code, f"{path} cannot be read: {reason}", hint="write the file anew") from error
-    if image.GetNumberOfComponentsPerPixel() != 1:
-        raise CaseError("E_DTYPE", f"{path} has several values a voxel", hint="save one value a voxel")
-    return image[..., 0] if image.GetDimension() == 4 else image
+    return reader
 
 
 def _finite(data: Array, path: Path) -> tuple[Array, int]:

@@ -1,0 +1,61 @@
+"""From a page to one HTML file without scripts, outside addresses or trust in any text."""
+
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from m3di.report import chart
+from m3di.report.numbers import format_number
+from m3di.report.page import Page
+from m3di.report.pictures import data_uri
+from stores.atomic import write_bytes
+
+# Control characters, invisible direction marks and lone surrogates can make a name read as another one, or the
+# file unreadable; they are shown as what they are: something that cannot be shown.
+_UNSHOWABLE = {
+    code: "�"
+    for span in ((0x00, 0x08), (0x0B, 0x1F), (0x7F, 0x9F), (0x202A, 0x202E), (0x2066, 0x2069), (0xD800, 0xDFFF))
+    for code in range(span[0], span[1] + 1)
+}
+
+
+def write_page(page: Page, path: Path) -> Path:
+    """Write a page as one self-contained HTML file, whole or not at all.
+
+    Args:
+        page: What to show; the same page gives the same bytes.
+        path: The file; folders above it are made.
+
+    Returns:
+        `path`.
+
+    Raises:
+        ResourceError: E_DISK, when there is no room.
+        RefusedError: E_PATH, when the place may not be written.
+    """
+    html = _environment().get_template("page.html").render(page=page)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_bytes(path, html.encode("utf-8"))
+    return path
+
+
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("m3di.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=_shown,
+    )
+    environment.filters.update(data_uri=data_uri, draw=chart.draw, number=format_number)
+    environment.globals["frame"] = {
+        name.lower(): getattr(chart, name) for name in ("WIDTH", "HEIGHT", "LEFT", "RIGHT", "TOP", "BOTTOM")
+    }
+    return environment
+
+
+def _shown(value: Any) -> Any:
+    """Replace what a page cannot show in every text that a template prints."""
+    return value.translate(_UNSHOWABLE) if isinstance(value, str) else value

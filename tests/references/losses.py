@@ -1,0 +1,43 @@
+"""The losses written down literally, pair by pair and voxel by voxel, in numpy's float64."""
+
+import math
+
+import numpy as np
+
+
+def info_nce(predictions, targets, scale, duplicate=None):
+    """Mean of -log p(own target | prediction) and -log p(own prediction | target)."""
+    p, t = _unit(predictions), _unit(targets)
+    s, total = len(p), 0.0
+    for i in range(s):
+        rivals = [j for j in range(s) if j == i or duplicate is None or not duplicate[i][j]]
+        total -= math.log(_share(scale, p[i] @ t[i], [p[i] @ t[j] for j in rivals]))
+        rivals = [j for j in range(s) if j == i or duplicate is None or not duplicate[j][i]]
+        total -= math.log(_share(scale, p[i] @ t[i], [p[j] @ t[i] for j in rivals]))
+    return total / (2 * s)
+
+
+def dice_cross_entropy(logits, labels):
+    """(Dice loss + cross-entropy) / 2: logits (b, c, d, h, w), labels (b, d, h, w)."""
+    num_classes = logits.shape[1]
+    overlap, predicted, true, surprise = np.zeros(num_classes), np.zeros(num_classes), np.zeros(num_classes), 0.0
+    for place in np.ndindex(*labels.shape):
+        scores = logits[(place[0], slice(None), *place[1:])].astype(np.float64)
+        probability = np.exp(scores) / np.exp(scores).sum()
+        label = labels[place]
+        overlap[label] += probability[label]
+        true[label] += 1
+        predicted += probability
+        surprise -= math.log(probability[label])
+    losses = [1 - 2 * overlap[c] / (predicted[c] + true[c]) for c in range(1, num_classes) if true[c]]
+    dice = sum(losses) / len(losses) if losses else 0.0
+    return (dice + surprise / labels.size) / 2
+
+
+def _unit(rows):
+    rows = np.asarray(rows, np.float64)
+    return rows / np.sqrt((rows**2).sum(1, keepdims=True))
+
+
+def _share(scale, own, rivals):
+    return math.exp(scale * own) / sum(math.exp(scale * r) for r in rivals)

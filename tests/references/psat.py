@@ -1,0 +1,65 @@
+"""PSAT written down literally: a loop over slices, the position added to all tokens, the softmax spelled out.
+
+It shares the weights of a `PlaneSliceAwareTransformer` and nothing of its code.
+"""
+
+import math
+
+import torch
+
+
+def predict(psat, tokens, plane, index):
+    """Embeddings (b, k, e) of the slices at (plane, index), both (b, k), from tokens (b, n, c)."""
+    b, k = plane.shape
+    rows = [[_predict_one(psat, tokens[i], int(plane[i, j]), int(index[i, j])) for j in range(k)] for i in range(b)]
+    return torch.stack([torch.stack(row) for row in rows])
+
+
+def _predict_one(psat, tokens, plane, index):
+    if psat.mode == "linear":
+        return _linear(psat.projection, tokens.mean(0))
+    volume = _linear(psat.input_projection, tokens)
+    queries = psat.queries
+    if psat.mode == "full":
+        volume = volume + psat.position[plane, index]
+        queries = queries + psat.position[plane, index]
+    for layer in psat.layers:
+        queries = _layer(layer, queries, volume)
+    outputs = _linear(psat.projection, _norm(psat.norm, queries))
+    if psat.pooling == "query0":
+        return outputs[0]
+    if psat.pooling == "mean":
+        return outputs.mean(0)
+    weight = torch.softmax(_norm(psat.norm, queries) @ psat.pool_score, dim=0)
+    return (weight[:, None] * outputs).sum(0)
+
+
+def _layer(layer, queries, volume):
+    among = _norm(layer.self_norm, queries)
+    queries = queries + _attention(layer.self_attention, among, among)
+    queries = queries + _attention(layer.cross_attention, _norm(layer.cross_norm, queries), volume)
+    first, _, second = layer.mlp
+    hidden = _linear(first, _norm(layer.mlp_norm, queries))
+    hidden = 0.5 * hidden * (1 + torch.erf(hidden / math.sqrt(2)))
+    return queries + _linear(second, hidden)
+
+
+def _attention(maps, queries, memory):
+    q, k, v = _linear(maps.query, queries), memory @ maps.key.weight.T, _linear(maps.value, memory)
+    d = q.shape[1] // maps.num_heads
+    heads = []
+    for start in range(0, q.shape[1], d):
+        part = slice(start, start + d)
+        logits = q[:, part] @ k[:, part].T / math.sqrt(d)
+        weight = torch.exp(logits - logits.amax(1, keepdim=True))
+        heads.append(weight / weight.sum(1, keepdim=True) @ v[:, part])
+    return _linear(maps.output, torch.cat(heads, dim=1))
+
+
+def _linear(linear, x):
+    return x @ linear.weight.T + linear.bias
+
+
+def _norm(norm, x):
+    centred = x - x.mean(-1, keepdim=True)
+    return centred / torch.sqrt((centred**2).mean(-1, keepdim=True) + norm.eps) * norm.weight + norm.bias
