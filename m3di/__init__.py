@@ -1,0 +1,1 @@
+"""m3di pretrains 3D medical image encoders with frozen 2D vision-language models (the Med3DInsight method)."""

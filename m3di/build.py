@@ -85,7 +85,7 @@ def build_store(
         RefusedError, LockedError, DamagedError, ResourceError: See `stores.errors`.
         Interrupted: On TERM or INT, after the item in hand.
     """
-    from m3di.teachers.stage import caption_volumes, current_teacher, embed_volumes
+    from m3di.teachers.stage import caption_volumes, embed_volumes, ensure_teacher
     from m3di.training.runtime import stop_on_signals
 
     cases = find_cases(sources, layout=layout, limit=limit)
@@ -97,8 +97,10 @@ def build_store(
         if not store.volume_names():
             raise RefusedError("E_NO_PIXELS", "no case could be built", hint=f"see {path / 'quarantine.tsv'}")
         described = caption_volumes(store, cases, config, report=report, check=stop.raise_if_set)
-        teacher = current_teacher(store, config, device=device, report=report)
-        embedded = embed_volumes(store, teacher, config, report=report, check=stop.raise_if_set)
+        teacher = ensure_teacher(store, config, device=device, report=report)
+        embedded = embed_volumes(
+            store, teacher, config, device=device, report=report, check=stop.raise_if_set
+        )
         return BuildSummary(
             store=path,
             cases=len(cases),

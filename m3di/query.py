@@ -9,8 +9,7 @@ import numpy.typing as npt
 import torch
 from PIL import Image, UnidentifiedImageError
 
-from m3di.teachers.stage import teacher_of
-from m3di.training.runtime import pick_device
+from m3di.teachers.stage import kept_teacher
 from stores import Store
 from stores.embeddings import EmbeddingStore
 from stores.errors import RefusedError
@@ -48,7 +47,8 @@ def by_text(path: Path, text: str, *, top: int = 10, device: str = "auto") -> An
     if not text.strip():
         raise RefusedError("E_CONFIG", "the text to look for is empty", hint='for example m3di query "liver"')
     with Store(path) as store:
-        vector = teacher_of(store, device=str(pick_device(device))).encode_text([text])[0].cpu().numpy()
+        teacher = kept_teacher(store, store.current()["teacher"], device=device)
+        vector = teacher.encode_text([text])[0].cpu().numpy()
         return _answer(store, np.stack([vector, vector]), top)
 
 
@@ -65,7 +65,7 @@ def by_image(path: Path, image: Path, *, top: int = 10, device: str = "auto") ->
     except (UnidentifiedImageError, OSError) as error:
         raise RefusedError("E_FORMAT", f"{image} is not an image: {error}", hint="give a PNG or JPEG file") from error
     with Store(path) as store:
-        teacher = teacher_of(store, device=str(pick_device(device)))
+        teacher = kept_teacher(store, store.current()["teacher"], device=device)
         vector = teacher.encode_image(torch.from_numpy(pixels[None]))[0].cpu().numpy()
         return _answer(store, vector[None], top)
 
@@ -129,6 +129,6 @@ def _notes(store: Store, teacher: str) -> tuple[str, ...]:
     after = card.get("after")
     if not after:
         return ()
-    recall, chance = after["text_to_image"]["recall@10"], after["chance"]["recall@10"]
-    return (f"this teacher finds the right slice among its first 10 for {recall:.0%} of held-out captions "
-            f"(chance {chance:.1%}, {after['num_items']} slices)",)  # fmt: skip
+    found, chance, items = after["text_to_image"]["recall@10"], after["chance"]["recall@10"], after["items"]
+    return (f"this teacher has the right slice among its first 10 for {found:.0%} of {items} held-out captions "
+            f"(chance {chance:.1%})",)  # fmt: skip

@@ -14,7 +14,7 @@ def demo(
     out: Annotated[Path, typer.Option("--out", help="folder for everything the demo makes")] = Path("m3di-demo"),
 ) -> None:
     """Run the whole path on real brain MRI in a few minutes: build, pretrain, fine-tune, query, report."""
-    from m3di.demo import run_demo
+    from m3di.demo.run import run_demo
 
     output = common.output
     result = run_demo(out, seed=common.seed or 0, device=common.device, report=output.event)

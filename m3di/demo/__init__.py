@@ -1,1 +1,1 @@
-"""The demonstration: a cohort of real MRI and the whole path on it."""
+"""`m3di demo`: the whole path on a cohort of real brain MRI, with a report."""

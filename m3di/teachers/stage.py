@@ -2,7 +2,6 @@
 
 import hashlib
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -43,42 +42,55 @@ def caption_volumes(store: Store, cases: Sequence[Case], config: Config, *, repo
     return len(stale)
 
 
-def current_teacher(store: Store, config: Config, *, device: str, report: Report) -> Teacher:
-    """The store's frozen teacher for these settings: loaded when it was fitted before, else fitted and kept."""
-    set_threads()
-    place = str(pick_device(device))
+def ensure_teacher(store: Store, config: Config, *, device: str, report: Report) -> str:
+    """Fingerprint of the store's frozen teacher for these settings; fitted and kept when there is none yet."""
     captioner = captioner_fingerprint(Describer(), config)
-    request = digest_of({"teacher": config.to_dict()["teacher"], "captioner": captioner})
+    request = digest_of({"teacher": config.to_dict()["teacher"], "captioner": captioner, "seed": config.seed})
     known = store.facts("request", request)
     if known is None:
-        fitted = _fit(store, config, captioner, device=place, report=report)
+        set_threads()
+        fitted = _fit(store, config, captioner, device=str(pick_device(device)), report=report)
         _keep(store, fitted, config)
-        store.commit_facts("request", request, {"teacher": fitted.fingerprint})
         known = {"teacher": fitted.fingerprint}
-    teacher = load_teacher(f"local-dir:{store.teacher_folder(known['teacher'])}", device=place)
-    if teacher.fingerprint != known["teacher"]:
-        message = f"the teacher in {store.teacher_folder(known['teacher'])} is not the one that was fitted"
-        raise DamagedError("E_WEIGHTS", message, hint="run m3di verify")
-    return teacher
+        store.commit_facts("request", request, known)
+    return known["teacher"]
 
 
-def embed_volumes(store: Store, teacher: Teacher, config: Config, *, report: Report, check: Check) -> int:
+def embed_volumes(
+    store: Store, fingerprint: str, config: Config, *, device: str, report: Report, check: Check
+) -> int:
     """Embed the volumes whose rows are not up to date, then make this teacher the current one; returns how many."""
     captioner = captioner_fingerprint(Describer(), config)
     stale = []
     for record in store.records():
         captions = _captions(store, captioner, record)
-        rows = store.rows_record(teacher.fingerprint, record.volume)
+        rows = store.rows_record(fingerprint, record.volume)
         if rows is None or (rows.item_digest, rows.captions_digest) != (record.item_digest, captions.digest):
             stale.append((record, captions))
     report("begin", stage="embeddings", volumes=len(stale))
+    teacher = kept_teacher(store, fingerprint, device=device) if stale else None
     for record, captions in stale:
         check()
+        assert teacher is not None
         planes = [_embed_plane(store, teacher, record, captions, plane) for plane in range(len(PLANES))]
-        store.commit_rows(teacher.fingerprint, record, captions, planes)
+        store.commit_rows(fingerprint, record, captions, planes)
         report("committed", volume=record.volume, stage="embeddings")
-    store.commit_current(teacher=teacher.fingerprint, captioner=captioner)
+    store.commit_current(teacher=fingerprint, captioner=captioner)
     return len(stale)
+
+
+def kept_teacher(store: Store, fingerprint: str, *, device: str) -> Teacher:
+    """Load a teacher that the store keeps, and check that it is the one it is named after.
+
+    Raises:
+        DamagedError: E_WEIGHTS, when its folder is not what was written.
+    """
+    set_threads()
+    folder = store.teacher_folder(fingerprint)
+    teacher = load_teacher(f"local-dir:{folder}", device=str(pick_device(device)))
+    if teacher.fingerprint != fingerprint:
+        raise DamagedError("E_WEIGHTS", f"the teacher in {folder} is not the one that was kept", hint="run m3di verify")
+    return teacher
 
 
 def slice_images(store: Store, record: VolumeRecord, plane: int) -> np.ndarray:
@@ -231,14 +243,3 @@ def _keep(store: Store, teacher: Teacher, config: Config) -> None:
         "files": files,
     }
     store.commit_facts("teacher", teacher.fingerprint, facts)
-
-
-def teacher_of(store: Store, *, device: str) -> Teacher:
-    """Load the store's current teacher, for queries.
-
-    Raises:
-        RefusedError: E_STORE, when the store has none yet.
-        DamagedError: E_WEIGHTS, when its folder is not what was written.
-    """
-    folder: Path = store.teacher_folder(store.current()["teacher"])
-    return load_teacher(f"local-dir:{folder}", device=device)

@@ -83,7 +83,7 @@ def image_head(model: Model) -> Head | None:
 
 def text_head(model: Model) -> Head | None:
     """Find the text tower's projection; None when the architecture has none apart from its trunk."""
-    tower = getattr(model, "text", model)
+    tower: Model = getattr(model, "text", model)
     return _first_head([(tower, "proj"), (tower, "text_projection")])
 
 
@@ -133,7 +133,7 @@ def require_heads(model: Model) -> tuple[Head, Head]:
     return image, text
 
 
-def _first_head(candidates: Iterable[tuple[nn.Module, str]]) -> Head | None:
+def _first_head(candidates: Iterable[tuple[Any, str]]) -> Head | None:
     for owner, name in candidates:
         value = getattr(owner, name, None)
         if isinstance(value, nn.Parameter) or (

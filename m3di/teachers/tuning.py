@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from m3di.teachers.clip import Teacher
-from m3di.teachers.towers import TwoTower, copy_for_fitting, require_heads
+from m3di.teachers.towers import Model, TwoTower, copy_for_fitting, require_heads
 from m3di.types import Float, Int64, Tensor
 from stores.errors import DivergedError, RefusedError
 
@@ -67,25 +67,30 @@ def fit_heads(
         message = f"{len(text_ids)} slices have fewer than two different captions"
         raise RefusedError("E_CONFIG", message, hint="fit to more slices, or set teacher.fit_steps=0")
     model = copy_for_fitting(teacher.towers.model, require_heads(teacher.towers.model))
-    image_head, text_head = require_heads(model)
-    trained = [*image_head.parameters(), *text_head.parameters(), model.logit_scale]
-    optimiser = torch.optim.AdamW(trained, lr=config.learning_rate, weight_decay=config.weight_decay)
-    model.requires_grad_(False)
-    for parameter in trained:
-        parameter.requires_grad_(True)
-    for step, rows in enumerate(_batches(len(text_ids), config)):
-        images = F.normalize(image_head(image_trunk[rows]), dim=-1)
-        texts = F.normalize(text_head(text_trunk[rows]), dim=-1)
-        loss = _contrastive_loss(images, texts, text_ids[rows], model.logit_scale.exp())
-        _require_finite(loss, step)
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-        with torch.no_grad():
-            model.logit_scale.clamp_(0, _LARGEST_LOG_SCALE)
-    optimiser.zero_grad()
+    _optimise(model, image_trunk, text_trunk, text_ids, config)
     towers = TwoTower(model, teacher.towers.tokenizer, teacher.towers.config)
     return Teacher(towers, device=str(teacher.device), dtype=teacher.dtype, batch_size=teacher.batch_size)
+
+
+def contrastive_loss(
+    images: Float[Tensor, "s e"],
+    texts: Float[Tensor, "s e"],
+    text_ids: Int64[Tensor, " s"],
+    scale: Float[Tensor, "*one"],
+) -> Float[Tensor, ""]:
+    """Average InfoNCE over both directions, without the false negatives of equal captions.
+
+    Args:
+        images: L2-normalised, one row a slice.
+        texts: L2-normalised, the slices' captions.
+        text_ids: Equal for equal captions.
+        scale: Inverse temperature.
+    """
+    equal = text_ids.unsqueeze(0) == text_ids.unsqueeze(1)
+    own = torch.eye(len(text_ids), dtype=torch.bool, device=equal.device)
+    logits = (scale * images @ texts.T).masked_fill(equal & ~own, -torch.inf)
+    target = torch.arange(len(text_ids), device=equal.device)
+    return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
 
 
 def retrieval_card(
@@ -128,6 +133,28 @@ def retrieval_card(
     }
 
 
+def _optimise(
+    model: Model, image_trunk: Tensor, text_trunk: Tensor, text_ids: Int64[Tensor, " s"], config: HeadFit
+) -> None:
+    """Train the heads and the temperature of `model` in place."""
+    image_head, text_head = require_heads(model)
+    trained = [*image_head.parameters(), *text_head.parameters(), model.logit_scale]
+    for parameter in trained:
+        parameter.requires_grad_(True)
+    optimiser = torch.optim.AdamW(trained, lr=config.learning_rate, weight_decay=config.weight_decay)
+    for step, rows in enumerate(_batches(len(text_ids), config)):
+        images = F.normalize(image_head(image_trunk[rows]), dim=-1)
+        texts = F.normalize(text_head(text_trunk[rows]), dim=-1)
+        loss = contrastive_loss(images, texts, text_ids[rows], model.logit_scale.exp())
+        _require_finite(loss, step)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        with torch.no_grad():
+            model.logit_scale.clamp_(0, _LARGEST_LOG_SCALE)
+    optimiser.zero_grad()
+
+
 def _batches(count: int, config: HeadFit) -> Iterator[Tensor]:
     """`steps` batches of row numbers, each pass over all rows in a new order; the rest of a pass is left out."""
     generator = torch.Generator().manual_seed(config.seed)
@@ -137,20 +164,6 @@ def _batches(count: int, config: HeadFit) -> Iterator[Tensor]:
         if offset == 0:
             order = torch.randperm(count, generator=generator)
         yield order[offset : offset + size]
-
-
-def _contrastive_loss(
-    images: Float[Tensor, "s e"],
-    texts: Float[Tensor, "s e"],
-    text_ids: Int64[Tensor, " s"],
-    scale: Float[Tensor, "*one"],
-) -> Float[Tensor, ""]:
-    """InfoNCE, averaged over both directions, without the false negatives of equal captions."""
-    equal = text_ids.unsqueeze(0) == text_ids.unsqueeze(1)
-    own = torch.eye(len(text_ids), dtype=torch.bool, device=equal.device)
-    logits = (scale * images @ texts.T).masked_fill(equal & ~own, -torch.inf)
-    target = torch.arange(len(text_ids), device=equal.device)
-    return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
 
 
 def _require_finite(loss: Tensor, step: int) -> None:

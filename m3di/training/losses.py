@@ -114,16 +114,20 @@ def dice_cross_entropy(logits: Float[Tensor, "b c d h w"], labels: Int64[Tensor,
     """
     with torch.autocast(logits.device.type, enabled=False):
         log_probability = _widen(logits).log_softmax(dim=1)
-        # Comparisons instead of scatter and gather: their CUDA gradients are not deterministic.
+        # Not F.cross_entropy, whose 3D form is not deterministic on CUDA; gather's gradient meets no index twice.
+        of_label = log_probability.gather(1, labels[:, None])
         classes = torch.arange(logits.shape[1], device=logits.device).view(-1, 1, 1, 1)
-        truth = labels[:, None] == classes
-        cross_entropy = -log_probability.masked_fill(~truth, 0.0).sum() / labels.numel()
-        return (_dice_loss(log_probability.exp(), truth) + cross_entropy) / 2
+        truth = (labels[:, None] == classes).to(of_label.dtype)
+        return (_dice_loss(log_probability.exp(), of_label.exp(), truth) - of_label.mean()) / 2
 
 
-def _dice_loss(probability: Float[Tensor, "b c d h w"], truth: Bool[Tensor, "b c d h w"]) -> Float[Tensor, ""]:
+def _dice_loss(
+    probability: Float[Tensor, "b c d h w"],
+    probability_of_label: Float[Tensor, "b 1 d h w"],
+    truth: Float[Tensor, "b c d h w"],
+) -> Float[Tensor, ""]:
     voxels = (0, 2, 3, 4)
-    overlap = probability.masked_fill(~truth, 0.0).sum(voxels)[1:]
+    overlap = (probability_of_label * truth).sum(voxels)[1:]
     true_size = truth.sum(voxels)[1:]
     occurs = true_size > 0
     dice = 2 * overlap / (probability.sum(voxels)[1:] + true_size.clamp(min=1))

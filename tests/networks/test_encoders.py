@@ -7,7 +7,7 @@ from m3di.networks.encoders import Encoder, as_module, map_to_tokens, tokens_to_
 from m3di.networks.registry import create_encoder
 
 SMALL_VIT = {"patch_size": 8, "hidden_size": 24, "mlp_dim": 48, "num_layers": 6, "num_heads": 2}
-SMALL_SWIN = {"feature_size": 12, "depths": (1, 1, 1, 1)}
+SMALL_SWIN = {"feature_size": 12, "depths": (1, 1, 1, 1), "num_heads": (1, 1, 1, 1)}
 SMALL = {"vit": SMALL_VIT, "unetr": SMALL_VIT, "swin": SMALL_SWIN}
 
 

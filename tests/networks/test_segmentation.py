@@ -42,6 +42,7 @@ def test_logits_have_the_volumes_size_and_every_weight_a_gradient(name):
 
 
 @pytest.mark.parametrize("name", SEGMENTATION)
+@torch.no_grad()
 def test_a_pretrained_encoder_loads_strictly(name):
     torch.manual_seed(7)
     pretrained = create_encoder(ENCODER_OF[name], cube_size=SIZE[name], **SMALL[ENCODER_OF[name]])
@@ -52,6 +53,7 @@ def test_a_pretrained_encoder_loads_strictly(name):
 
 
 @pytest.mark.parametrize("patch_size", [2, 4, 8, 16])
+@torch.no_grad()
 def test_unetr_decodes_any_power_of_two_patch(patch_size):
     network = create_segmentation(
         "unetr",
@@ -67,6 +69,7 @@ def test_unetr_decodes_any_power_of_two_patch(patch_size):
     assert network(cubes(size=16)).shape == (1, 2, 16, 16, 16)
 
 
+@torch.no_grad()
 def test_unetr_is_monais_unetr():
     ours = create_segmentation(
         "unetr", cube_size=32, num_classes=3, hidden_size=24, mlp_dim=48, num_heads=2, feature_size=4
@@ -78,9 +81,10 @@ def test_unetr_is_monais_unetr():
     torch.testing.assert_close(ours(cubes()), theirs(cubes()), rtol=1e-4, atol=1e-5)
 
 
+@torch.no_grad()
 def test_swin_unetr_is_monais_swin_unetr():
     ours = small("swin_unetr")
-    theirs = SwinUNETR(in_channels=1, out_channels=3, feature_size=12, depths=(1, 1, 1, 1))
+    theirs = SwinUNETR(in_channels=1, out_channels=3, feature_size=12, depths=(1,) * 4, num_heads=(1,) * 4)
     theirs.load_state_dict(monai_weights(ours), strict=True)
     torch.testing.assert_close(ours(cubes(size=64)), theirs(cubes(size=64)), rtol=1e-4, atol=1e-5)
 
