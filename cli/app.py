@@ -4,7 +4,6 @@ import sys
 from importlib.metadata import version
 from typing import Annotated
 
-import click
 import typer
 
 from cli import commands
@@ -48,12 +47,9 @@ def run(arguments: list[str]) -> int:
     """Run one command; returns the exit code of cli.md."""
     output = Output(json=False, quiet=False, verbose=False)
     if "--debug" in arguments:
-        return _run(arguments)
+        return _run(arguments)  # errors keep their tracebacks
     try:
         return _run(arguments)
-    except click.ClickException as error:
-        output.error(f"E_CONFIG {error.format_message()}", "m3di --help lists the commands and options")
-        return 2
     except M3diError as error:
         output.error(f"{error.code} {error.message}", error.hint)
         return error.exit_code
@@ -62,15 +58,22 @@ def run(arguments: list[str]) -> int:
         return 5
     except BrokenPipeError:
         return 1
-    except (KeyboardInterrupt, click.Abort):
+    except (KeyboardInterrupt, typer.Abort):
         return 130
     except Exception as error:
-        code = getattr(error, "exit_code", 1)  # Interrupted carries its own
-        if code == 1:
-            output.error(f"E_BUG {type(error).__name__}: {error}", "this is a bug in m3di: run again with --debug")
-        else:
-            output.error(str(error), "run the same command again to continue")
-        return code
+        return _explain(error, output)
+
+
+def _explain(error: Exception, output: Output) -> int:
+    """Tell wrong usage and a clean stop on a signal, which are told by their attributes, from a bug."""
+    if hasattr(error, "format_message"):  # typer's usage errors are click's, or its own copy of them, by version
+        output.error(f"E_CONFIG {error.format_message()}", "m3di --help lists the commands and options")
+        return 2
+    if hasattr(error, "exit_code"):  # m3di.training.runtime.Interrupted, which is not imported here: torch is slow
+        output.error(str(error), "run the same command again to continue")
+        return int(error.exit_code)
+    output.error(f"E_BUG {type(error).__name__}: {error}", "this is a bug in m3di: run again with --debug")
+    return 1
 
 
 def _run(arguments: list[str]) -> int:

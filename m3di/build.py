@@ -29,6 +29,7 @@ from m3di.volumes.layouts import discover
 from stores import Store
 from stores.errors import CaseError, RefusedError, ResourceError
 from stores.geometry import PLANES
+from stores.manifest import MARKER
 from stores.recipe import Recipe, digest_of
 from stores.records import VolumeRecord, pack_bits
 from stores.store import Quarantined
@@ -113,6 +114,41 @@ def build_store(
         )
 
 
+@dataclass(frozen=True)
+class PlanItem:
+    """What a build would do with a case, and why."""
+
+    case: str
+    action: str
+    reason: str
+
+
+def plan(cases: Sequence[Case], path: Path, config: Config) -> list[PlanItem]:
+    """Say what a build would do with each case, without writing anything.
+
+    Raises:
+        RefusedError: E_CONFIG, when the store has another recipe.
+    """
+    known: dict[str, VolumeRecord] = {}
+    if (path / MARKER).exists():
+        with Store(path) as store:
+            store.require_recipe(config.volumes)
+            known = {record.volume: record for record in store.records()}
+    return [_plan(case, known.get(case.id), config.volumes) for case in cases]
+
+
+def _plan(case: Case, known: VolumeRecord | None, recipe: Recipe) -> PlanItem:
+    try:
+        item = _identify(case, recipe)[2]
+    except CaseError as error:
+        return PlanItem(case.id, "quarantine", error.message)
+    if known is None:
+        return PlanItem(case.id, "build", "not in the store")
+    if known.item_digest != item:
+        return PlanItem(case.id, "build", "the scan, its label map or its facts changed")
+    return PlanItem(case.id, "keep", "up to date")
+
+
 def find_cases(sources: Sequence[Path], *, layout: str = "auto", limit: int | None = None) -> list[Case]:
     """Discover the cases of all sources.
 
@@ -164,9 +200,7 @@ def prepare(case: Case, recipe: Recipe, known: str) -> Prepared | None:
     Raises:
         CaseError: When the scan or its label map cannot be used.
     """
-    source = readers.content_digest(case.image)
-    label_source = readers.content_digest(case.label) if recipe.labels and case.label else ""
-    item = digest_of({"source": source, "label": label_source, "recipe": recipe.digest, "facts": _facts(case)})
+    source, label_source, item = _identify(case, recipe)
     if item == known:
         return None
     volume = readers.read_volume(case.image, modality=case.modality)
@@ -191,6 +225,13 @@ def prepare(case: Case, recipe: Recipe, known: str) -> Prepared | None:
         num_non_finite=volume.num_non_finite,
     )
     return Prepared(record, parts)
+
+
+def _identify(case: Case, recipe: Recipe) -> tuple[str, str, str]:
+    """Digests of the scan, of its label map (empty when it plays no part), and of the item that they make."""
+    source = readers.content_digest(case.image)
+    label = readers.content_digest(case.label) if recipe.labels and case.label else ""
+    return source, label, digest_of({"source": source, "label": label, "recipe": recipe.digest, "facts": _facts(case)})
 
 
 def slice_positions(recipe: Recipe) -> np.ndarray:

@@ -1,8 +1,9 @@
 """How long work tells its caller what happens: plain events, which the command line shows or prints as JSON."""
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 
+@runtime_checkable
 class Report(Protocol):
     """Receives the events of a long command, in order, from one thread."""
 

@@ -67,12 +67,23 @@ class Store:
         if not (path / manifest.MARKER).exists():
             manifest.create_store(path, recipe)
         store = cls(path, writable=True)
-        if store.recipe != recipe:
-            differences = "; ".join(store.recipe.differences(recipe))
+        try:
+            store.require_recipe(recipe)
+        except RefusedError:
             store.close()
-            message = f"{path} was built with another recipe ({differences})"
-            raise RefusedError("E_CONFIG", message, hint="choose another --store, or the store's own settings")
+            raise
         return store
+
+    def require_recipe(self, recipe: Recipe) -> None:
+        """Refuse to go on when the store was built with another recipe.
+
+        Raises:
+            RefusedError: E_CONFIG, naming the fields that differ.
+        """
+        if self.recipe != recipe:
+            differences = "; ".join(self.recipe.differences(recipe))
+            message = f"{self.path} was built with another recipe ({differences})"
+            raise RefusedError("E_CONFIG", message, hint="choose another --store, or use the store's own settings")
 
     def __enter__(self) -> "Store":
         return self

@@ -53,7 +53,7 @@ def load_predictor(found: checkpoint.Checkpoint, *, device: str) -> Predictor:
     Raises:
         DamagedError: E_WEIGHTS, when the weights are damaged.
     """
-    runtime.set_threads()
+    runtime.prepare_process()
     place = runtime.pick_device(device)
     return Predictor(
         network=load_network(found).to(place),

@@ -6,7 +6,7 @@ Words retrieve better than numbers and cost fewer tokens; the place comes first,
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Final, Protocol
+from typing import Final, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import UInt8
@@ -82,6 +82,7 @@ class SliceFacts:
                 raise CaseError("E_CAPTION", f"{name!r} does not look like a name of anatomy", hint=hint)
 
 
+@runtime_checkable
 class Captioner(Protocol):
     """Gives text for slices; the same fingerprint promises the same texts."""
 

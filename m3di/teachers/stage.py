@@ -12,7 +12,7 @@ from m3di.tasks.split import nested_order, share_of
 from m3di.teachers.clip import Teacher, load_teacher, save_teacher
 from m3di.teachers.describe import Captioner, Describer, SliceFacts
 from m3di.teachers.tuning import HeadFit, fit_heads, retrieval_card
-from m3di.training.runtime import pick_device, set_threads
+from m3di.training.runtime import pick_device, prepare_process
 from m3di.volumes.cases import Case
 from m3di.volumes.layouts import label_names
 from stores import Store
@@ -48,7 +48,7 @@ def ensure_teacher(store: Store, config: Config, *, device: str, report: Report)
     request = digest_of({"teacher": config.to_dict()["teacher"], "captioner": captioner, "seed": config.seed})
     known = store.facts("request", request)
     if known is None:
-        set_threads()
+        prepare_process()
         fitted = _fit(store, config, captioner, device=str(pick_device(device)), report=report)
         _keep(store, fitted, config)
         known = {"teacher": fitted.fingerprint}
@@ -85,7 +85,7 @@ def kept_teacher(store: Store, fingerprint: str, *, device: str) -> Teacher:
     Raises:
         DamagedError: E_WEIGHTS, when its folder is not what was written.
     """
-    set_threads()
+    prepare_process()
     folder = store.teacher_folder(fingerprint)
     teacher = load_teacher(f"local-dir:{folder}", device=str(pick_device(device)))
     if teacher.fingerprint != fingerprint:

@@ -86,7 +86,7 @@ def finetune(
     """
     settings = config.finetune
     place = runtime.pick_device(device)
-    runtime.set_threads()
+    runtime.prepare_process()
     task = load_task(task_name, data)
     start = _start(config, init)
     name = network or _fitting_network(start.encoder["name"])

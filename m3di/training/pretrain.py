@@ -84,7 +84,7 @@ def pretrain(
     """
     settings = config.pretrain
     place = runtime.pick_device(device)
-    runtime.set_threads()
+    runtime.prepare_process()
     with Store(store_path) as store, runtime.stop_on_signals() as stop:
         embeddings = store.embeddings(store.current()["teacher"])
         train, held_out = split_store(embeddings, config)
