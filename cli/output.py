@@ -83,7 +83,9 @@ class Output:
         progress = self._progress
         assert progress is not None
         (task,) = progress.task_ids
-        shown = _words("", {name: value for name, value in facts.items() if name not in ("samples_seen", "total", "stage")})
+        shown = _words(
+            "", {name: value for name, value in facts.items() if name not in ("samples_seen", "total", "stage")}
+        )
         if isinstance(facts.get("samples_seen"), int):
             progress.update(task, completed=facts["samples_seen"], facts=shown)  # type: ignore[arg-type]
         else:

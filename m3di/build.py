@@ -86,8 +86,9 @@ def build_store(
         RefusedError, LockedError, DamagedError, ResourceError: See `stores.errors`.
         Interrupted: On TERM or INT, after the item in hand.
     """
-    from m3di.teachers.stage import caption_volumes, embed_volumes, ensure_teacher
-    from m3di.training.runtime import stop_on_signals
+    # Here, because worker processes import this module and need no torch.
+    from m3di.teachers.stage import caption_volumes, embed_volumes, ensure_teacher  # noqa: PLC0415
+    from m3di.training.runtime import stop_on_signals  # noqa: PLC0415
 
     cases = find_cases(sources, layout=layout, limit=limit)
     with Store.create_or_open(path, config.volumes) as store, stop_on_signals() as stop:
@@ -99,9 +100,7 @@ def build_store(
             raise RefusedError("E_NO_PIXELS", "no case could be built", hint=f"see {path / 'quarantine.tsv'}")
         described = caption_volumes(store, cases, config, report=report, check=stop.raise_if_set)
         teacher = ensure_teacher(store, config, device=device, report=report)
-        embedded = embed_volumes(
-            store, teacher, config, device=device, report=report, check=stop.raise_if_set
-        )
+        embedded = embed_volumes(store, teacher, config, device=device, report=report, check=stop.raise_if_set)
         return BuildSummary(
             store=path,
             cases=len(cases),
@@ -215,7 +214,10 @@ def prepare(case: Case, recipe: Recipe, known: str) -> Prepared | None:
         parts |= _render(normalised, cube, valid, recipe)
     record = VolumeRecord(
         volume=case.id,
-        **_facts(case),
+        subject=case.subject,
+        dataset=case.dataset,
+        modality=case.modality,
+        body_part=case.body_part,
         source_digest=source,
         label_digest=label_source,
         item_digest=item,
@@ -231,7 +233,11 @@ def _identify(case: Case, recipe: Recipe) -> tuple[str, str, str]:
     """Digests of the scan, of its label map (empty when it plays no part), and of the item that they make."""
     source = readers.content_digest(case.image)
     label = readers.content_digest(case.label) if recipe.labels and case.label else ""
-    return source, label, digest_of({"source": source, "label": label, "recipe": recipe.digest, "facts": _facts(case)})
+    return (
+        source,
+        label,
+        digest_of({"source": source, "label": label, "recipe": recipe.digest, "facts": _facts(case)}),
+    )
 
 
 def slice_positions(recipe: Recipe) -> np.ndarray:

@@ -163,7 +163,10 @@ def load_config(
     layers += [_parse(_read(file), str(file)) for file in files]
     layers += [_setting(setting) for setting in settings]
     layers += [_nested(name, value) for name, value in overrides if value is not None]
-    return validate(reduce(_merge, layers, {}))
+    merged: dict[str, Any] = {}
+    for layer in layers:
+        merged = _merge(merged, layer)
+    return validate(merged)
 
 
 def validate(fields: Mapping[str, Any]) -> Config:
@@ -208,7 +211,7 @@ def _setting(text: str) -> dict[str, Any]:
 
 
 def _nested(name: str, value: object) -> dict[str, Any]:
-    return reduce(lambda inner, part: {part: inner}, reversed(name.split(".")), value)  # type: ignore[return-value, arg-type]
+    return reduce(lambda inner, part: {part: inner}, reversed(name.split(".")), value)  # type: ignore[arg-type]
 
 
 def _merge(base: dict[str, Any], layer: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""One volume's walk through everything, in the order of the README: scan, cube, slices, captions, rows, vectors, mask."""
+"""The walk of one volume through everything, in README's order: scan, cube, slices, captions, rows, vectors, mask."""
 
 import json
 
@@ -114,10 +114,11 @@ def test_the_walk_goes_on_to_an_encoder_a_network_a_mask_and_an_answer(walked, c
 def test_the_encoder_of_a_fine_tuned_network_began_as_the_pretrained_one(walked, config, tmp_path):
     run = tmp_path / "pretrain"
     pretrain(walked / "store", run, config, device="cpu", report=ignore)
-    frozen = load_config(preset="smoke", settings=[*SETTINGS, "finetune.max_steps=1", "finetune.encoder_learning_rate=1e-30"])
+    frozen = load_config(
+        preset="smoke", settings=[*SETTINGS, "finetune.max_steps=1", "finetune.encoder_learning_rate=1e-30"]
+    )
     finetune("msd", walked / "data", tmp_path / "finetune", frozen, init=run, device="cpu", report=ignore)
     encoder = checkpoint.load(run, kind="pretrain").weights("encoder")
     network = checkpoint.load(tmp_path / "finetune", kind="finetune").weights("network")
     for name, weight in encoder.items():
         torch.testing.assert_close(network[f"encoder.{name}"], weight)
-

@@ -17,13 +17,19 @@ def build_store(
     source: Annotated[list[Path] | None, typer.Argument(help="dataset roots, folders of scans, or scans")] = None,
     store: StoreOption = None,
     layout: Annotated[str, typer.Option(help="how the sources are laid out: auto, msd or folder")] = "auto",
-    teacher: Annotated[str | None, typer.Option(help="embedded, an open_clip ARCH@TAG, hf-hub:ID, local-dir:PATH")] = None,
+    teacher: Annotated[
+        str | None, typer.Option(help="embedded, an open_clip ARCH@TAG, hf-hub:ID, local-dir:PATH")
+    ] = None,
     captioner: Annotated[str | None, typer.Option(help="who writes the captions: describe")] = None,
-    slice_stride: Annotated[int | None, typer.Option(help="every how many positions of the cube a slice is taken")] = None,
+    slice_stride: Annotated[
+        int | None, typer.Option(help="every how many positions of the cube a slice is taken")
+    ] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="processes that read scans [one a core]")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="take the first N cases only")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="say what would be done, and do nothing")] = False,
-    strict: Annotated[bool, typer.Option("--strict", help="stop at the first bad scan instead of quarantining it")] = False,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="stop at the first bad scan instead of quarantining it")
+    ] = False,
 ) -> None:
     """Turn scans into a feature store: cubes, slices, captions and embeddings. A rerun continues."""
     from m3di import build

@@ -15,7 +15,9 @@ def finetune(
     task: Annotated[str, typer.Option(help="the task: msd")],
     data: DataOption = None,
     run: RunOption = None,
-    network: Annotated[str | None, typer.Option(help="vit, unetr or swin_unetr [the one that fits the encoder]")] = None,
+    network: Annotated[
+        str | None, typer.Option(help="vit, unetr or swin_unetr [the one that fits the encoder]")
+    ] = None,
     init: Annotated[Path | None, typer.Option(help="a pretraining run to start from [else from scratch]")] = None,
     label_fraction: Annotated[float | None, typer.Option(help="share of the training subjects to use")] = None,
     max_steps: Annotated[int | None, typer.Option(help="length in steps, instead of epochs")] = None,

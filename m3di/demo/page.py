@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -91,8 +92,9 @@ def _store(findings: Findings) -> Section:
         records = store.records()
         current = store.current()
         facts = store.facts("teacher", current["teacher"]) or {}
-        rows = sum(int(store.embeddings(current["teacher"]).index.num_rows().sum()) for _ in [0])
-        items = [_slice_picture(store, _middle(store, record.volume, plane)) for plane, record in enumerate(records[:3])]
+        rows = int(store.embeddings(current["teacher"]).index.num_rows().sum())
+        shown = [_middle(store, record.volume, plane) for plane, record in enumerate(records[:3])]
+        items = [_slice_picture(store, hit) for hit in shown]
     summary = Facts([("volumes", len(records)), ("slices with caption and embeddings", rows),
                      ("teacher", f"{facts.get('spec')}, heads fitted to the training volumes")])  # fmt: skip
     return Section("The store", [summary, Pictures(items, columns=3), *_card(facts.get("card"))])
@@ -100,7 +102,7 @@ def _store(findings: Findings) -> Section:
 
 def _pretraining(findings: Findings) -> Section:
     log = read_metrics(findings.out / "runs/pretrain/metrics.jsonl")
-    blocks: list[object] = [_curve({"pretraining": log}, "Contrastive loss")]
+    blocks: list[Chart | Table] = [_curve({"pretraining": log}, "Contrastive loss")]
     retrieval = [line["retrieval"] for line in log if "retrieval" in line]
     if retrieval:
         last = retrieval[-1]
@@ -203,15 +205,14 @@ def _slice_picture(store: Store, hit: Hit) -> Picture:
     return Picture(pixels, hit.caption, f"{hit.plane} slice {hit.slice} of {hit.volume}")
 
 
-def _card(card: Mapping[str, Mapping[str, object]] | None) -> list[object]:
+def _card(card: Mapping[str, Any] | None) -> list[Table]:
     if not card:
         return []
-    rows = [
-        (name, *(float(state["text_to_image"][f"recall@{k}"]) for k in (1, 5, 10)), float(state["right_plane"]))  # type: ignore[index, arg-type]
-        for name, state in (("before fitting", card["before"]), ("after fitting", card["after"]))
-    ]
+    rows: list[tuple[str | float, ...]] = []
+    for name, state in (("before fitting", card["before"]), ("after fitting", card["after"])):
+        rows.append((name, *(state["text_to_image"][f"recall@{k}"] for k in (1, 5, 10)), state["right_plane"]))
     chance = card["after"]["chance"]
-    rows.append(("a random order", *(float(chance[f"recall@{k}"]) for k in (1, 5, 10)), 1 / 3))  # type: ignore[index]
+    rows.append(("a random order", *(chance[f"recall@{k}"] for k in (1, 5, 10)), 1 / 3))
     caption = f"The teacher on {card['after']['items']} held-out slices: does a caption find its slice?"
     return [Table(("teacher", "recall at 1", "at 5", "at 10", "right plane"), rows, caption)]
 

@@ -49,7 +49,7 @@ class PlaneSliceAwareTransformer(nn.Module):
         RefusedError: E_CONFIG, for an unknown mode or pooling, no layer, or heads that do not divide the width.
     """
 
-    def __init__(  # noqa: PLR0913
+    def __init__(
         self,
         token_dim: int,
         *,

@@ -33,7 +33,7 @@ class ViTEncoder(nn.Module):
     Source: Dosovitskiy et al. 2021 (arXiv 2010.11929), MONAI 1.6 `ViT` (Apache 2.0).
     """
 
-    def __init__(  # noqa: PLR0913
+    def __init__(
         self,
         *,
         network: str = "vit",

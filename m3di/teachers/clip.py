@@ -130,7 +130,7 @@ class Teacher:
             return torch.full((len(tokens),), tokens.shape[1], device=tokens.device)
         return (tokens != self.towers.model.text.config.pad_token_id).sum(dim=1)
 
-    def _pixels(self, images: UInt8[Tensor, "s y x"]) -> Float[Tensor, "s 3 y x"]:
+    def _pixels(self, images: UInt8[Tensor, "s y x"]) -> Float[Tensor, "s 3 h w"]:
         return self._preprocess(images).to(DTYPES[self.dtype], memory_format=torch.channels_last)
 
 
@@ -147,7 +147,7 @@ class _Preprocess:
         )
 
     def __call__(self, images: UInt8[Tensor, "s y x"]) -> Float[Tensor, "s 3 h w"]:
-        """Squash to the model's size: slices are square and shown whole. Unlike open_clip, keep fractions of 8 bits."""
+        """Squash to the model's size: slices are square and shown whole. Unlike open_clip, nothing is rounded."""
         grey = images.to(self.device).unsqueeze(1).float() / 255
         if grey.shape[2:] != self.size:
             grey = F.interpolate(grey, self.size, mode=self.interpolation, antialias=True).clamp(0, 1)

@@ -173,13 +173,13 @@ def _where(mask: np.ndarray) -> str:
     return f"toward the {side}" if side else "around the centre"
 
 
-def _toward(centre: float, size: int) -> int:
+def _toward(centre: float | np.floating, size: int) -> int:
     """0, 1 or 2 for a centre of mass before, in or after the middle tenth: it seldom strays further."""
     offset = (float(centre) + 0.5) / size - 0.5
     return 1 if abs(offset) <= 0.05 else (0 if offset < 0 else 2)
 
 
-def _word(scale: Sequence[tuple[float, str]], value: float) -> str:
+def _word(scale: Sequence[tuple[float, str]], value: float | np.floating) -> str:
     """The word of the first step of a scale that lies above the value."""
     return next(word for limit, word in scale if value < limit)
 

@@ -89,7 +89,9 @@ def kept_teacher(store: Store, fingerprint: str, *, device: str) -> Teacher:
     folder = store.teacher_folder(fingerprint)
     teacher = load_teacher(f"local-dir:{folder}", device=str(pick_device(device)))
     if teacher.fingerprint != fingerprint:
-        raise DamagedError("E_WEIGHTS", f"the teacher in {folder} is not the one that was kept", hint="run m3di verify")
+        raise DamagedError(
+            "E_WEIGHTS", f"the teacher in {folder} is not the one that was kept", hint="run m3di verify"
+        )
     return teacher
 
 

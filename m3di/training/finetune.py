@@ -160,7 +160,7 @@ def validate(
     """Mean Dice over foreground classes and cases, on the cubes."""
     model.eval()
     classes = range(1, len(cubes.class_values))
-    scores = []
+    scores: list[float] = []
     for volume in volumes:
         image, label = cubes.read([volume])
         with runtime.autocast(device, config.finetune.precision):
@@ -178,9 +178,8 @@ def load_network(found: checkpoint.Checkpoint) -> SegmentationNetwork:
     """
     facts = found.facts
     recipe = Recipe.from_dict(facts["recipe"])
-    model = create_segmentation(
-        facts["network"], cube_size=recipe.cube_size, num_classes=len(facts["class_values"]), **facts["encoder"]["options"]
-    )  # fmt: skip
+    num_classes, options = len(facts["class_values"]), facts["encoder"]["options"]
+    model = create_segmentation(facts["network"], cube_size=recipe.cube_size, num_classes=num_classes, **options)
     model.load_state_dict(found.weights("network"))
     return model.eval()
 
@@ -241,7 +240,7 @@ def _restore(run: Path, model: SegmentationNetwork, optimizer: torch.optim.Optim
     return found.samples_seen
 
 
-def _facts(
+def _facts(  # noqa: PLR0917
     task: SegmentationTask, cubes: TaskData, network: str, start: Start, config: Config, split: dict[str, list[int]]
 ) -> dict[str, Any]:
     """What a checkpoint says about itself: how to rebuild the network, and who was trained on."""

@@ -1,7 +1,7 @@
 """The online phase: trains a 3D encoder and PSAT against the store's cached targets (paper, section 2)."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -117,7 +117,7 @@ def pretrain(
                 log.write(samples_seen=samples_seen, retrieval=asdict(scores))
                 report("evaluated", samples_seen=samples_seen, **asdict(scores))
             if step % settings.checkpoint_every == 0 or last:
-                parts = {"encoder": model.encoder, "psat": model.psat, "objective": model.objective}
+                parts: dict[str, Any] = {"encoder": model.encoder, "psat": model.psat, "objective": model.objective}
                 folder = checkpoint.save(run, samples_seen, parts, optimizer, facts)
                 report("checkpoint", samples_seen=samples_seen, folder=str(folder))
             stop.raise_if_set()
@@ -161,8 +161,8 @@ def evaluate(
     )  # fmt: skip
 
 
-def _step(
-    compiled: nn.Module, model: Model, optimizer: torch.optim.Optimizer, batch: Batch, config: Config,
+def _step(  # noqa: PLR0917
+    compiled: Callable[..., Tensor], model: Model, optimizer: torch.optim.Optimizer, batch: Batch, config: Config,
     device: torch.device, samples_seen: int,
 ) -> dict[str, float]:  # fmt: skip
     """One forward and backward pass and one update; refuses to update by what is not finite."""

@@ -16,7 +16,6 @@ from m3di.config import Config, FinetuneConfig, PretrainConfig
 from stores import atomic
 from stores.errors import RefusedError
 
-
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
 

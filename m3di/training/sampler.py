@@ -115,7 +115,7 @@ class PlaneSliceSampler:
 
 def keyed_uniform(*key: npt.ArrayLike) -> npt.NDArray[np.float64]:
     """Uniform numbers in (0, 1), one a key; parts of the key broadcast (splitmix64 of each part in turn)."""
-    state = np.uint64(0)
+    state: npt.NDArray[np.uint64] | np.uint64 = np.uint64(0)
     with np.errstate(over="ignore"):
         for part in key:
             state = _splitmix64(state ^ np.asarray(part).astype(np.uint64))

@@ -5,6 +5,7 @@ the same field of view without the blur and the rounding of the steps between.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -142,7 +143,7 @@ def _inverse_weights(chain: CubeChain, axis: int) -> Floats:
     return _triangle(positions, chain.cube_size, width=max(1.0, spacing / chain.voxel_mm)).astype(np.float32)
 
 
-def _triangle(positions: npt.NDArray[np.float64], size: int, *, width: float) -> npt.NDArray[np.float64]:
+def _triangle(positions: npt.NDArray[np.floating[Any]], size: int, *, width: float) -> npt.NDArray[np.float64]:
     """Rows of triangle weights around positions among `size` voxels, each normalised; at least the nearest counts."""
     distance = np.abs(positions[:, None] - np.arange(size)) / width
     weights = np.maximum(0.0, 1.0 - distance)

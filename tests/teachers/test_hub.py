@@ -12,7 +12,7 @@ from stores.errors import RefusedError
 def offline():
     """huggingface_hub reads HF_HUB_OFFLINE when it is imported, which another test may have caused before."""
     open_clip = import_open_clip(offline=True)
-    from huggingface_hub import constants
+    from huggingface_hub import constants  # noqa: PLC0415
 
     if not constants.HF_HUB_OFFLINE:
         pytest.skip("huggingface_hub was imported before HF_HUB_OFFLINE was set")
