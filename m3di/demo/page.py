@@ -123,7 +123,7 @@ def _finetuning(findings: Findings, cases: list[Case], device: str) -> Section:
     score = next(iter(findings.scores.values()))
     num_train = len(_facts(findings, next(iter(findings.scores)))["split"]["train"])
     caption = (
-        f"Dice on {len(score.cases)} test cases, on the scanner's grid, after training on {num_train} labelled cases; "
+        f"Dice on {len(score.cases)} test cases, on the scanner's grid, after training on {num_train} labelled ones; "
         "95% interval over cases. One run each: a difference here is an illustration, not a result"
     )
     names = ("start", *score.classes.values(), "mean (95% interval)")

@@ -3,10 +3,13 @@
 A flip would change which cached slice is shown, so pretraining changes intensities only.
 """
 
+import numpy as np
 import torch
 
 from m3di.training.sampler import Indices, keyed_uniform
 from m3di.types import Float, Tensor
+
+LANES = np.array([[101, 102, 103]])  # gamma, contrast, brightness; apart from the lanes of the sampler's slices
 
 
 def jitter_intensity(
@@ -22,7 +25,7 @@ def jitter_intensity(
         epochs: (b,) epoch of each volume.
         names: (b,) position of each volume in its index.
     """
-    lanes = torch.from_numpy(keyed_uniform(seed, epochs[:, None], names[:, None], [[101, 102, 103]]))
+    lanes = torch.from_numpy(keyed_uniform(seed, epochs[:, None], names[:, None], LANES))
     gamma, contrast, brightness = (
         lane.to(volumes).view(-1, 1, 1, 1, 1) for lane in (lanes[:, 0], lanes[:, 1], lanes[:, 2])
     )

@@ -1,6 +1,7 @@
 """PlaneSliceSampler: which volumes and which K slices of each make a batch, as a pure function of the clock."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -113,18 +114,18 @@ class PlaneSliceSampler:
         return first // positions, first % positions
 
 
-def keyed_uniform(*key: npt.ArrayLike) -> npt.NDArray[np.float64]:
+def keyed_uniform(*key: npt.NDArray[Any] | int) -> npt.NDArray[np.float64]:
     """Uniform numbers in (0, 1), one a key; parts of the key broadcast (splitmix64 of each part in turn)."""
-    state: npt.NDArray[np.uint64] | np.uint64 = np.uint64(0)
+    state = np.zeros((), np.uint64)
     with np.errstate(over="ignore"):
         for part in key:
-            state = _splitmix64(state ^ np.asarray(part).astype(np.uint64))
+            state = _splitmix64(np.asarray(state ^ np.asarray(part).astype(np.uint64)))
     return (np.asarray(state >> np.uint64(11)).astype(np.float64) + 0.5) / 2.0**53
 
 
-def _splitmix64(value: npt.NDArray[np.uint64] | np.uint64) -> npt.NDArray[np.uint64]:
+def _splitmix64(value: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
     """One step of splitmix64 (Steele, Lea, Flood, OOPSLA 2014)."""
-    mixed = np.asarray(value) + np.uint64(0x9E3779B97F4A7C15)
+    mixed = value + np.uint64(0x9E3779B97F4A7C15)
     mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return mixed ^ (mixed >> np.uint64(31))
+    return np.asarray(mixed ^ (mixed >> np.uint64(31)))

@@ -21,20 +21,20 @@ ROOT = Path(__file__).parents[2]
 def interrupted(arguments, *, cwd, after, number=signal.SIGKILL):
     """Run a command and send it a signal right after its n-th durable event; returns its exit code."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    process = subprocess.Popen(
+    with subprocess.Popen(
         command(*arguments, "--json"), cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
         env=environment,
-    )  # fmt: skip
-    assert process.stdout is not None
-    seen = 0
-    for line in process.stdout:
-        seen += json.loads(line).get("event") in ("committed", "checkpoint")
-        if seen == after:
-            time.sleep(0.003 * after)  # lands in the middle of the next item
-            process.send_signal(number)
-            break
-    process.stdout.read()
-    return process.wait(timeout=60)
+    ) as process:  # fmt: skip
+        assert process.stdout is not None
+        seen = 0
+        for line in process.stdout:
+            seen += json.loads(line).get("event") in ("committed", "checkpoint")
+            if seen == after:
+                time.sleep(0.003 * after)  # lands in the middle of the next item
+                process.send_signal(number)
+                break
+        process.stdout.read()
+        return process.wait(timeout=60)
 
 
 @pytest.fixture(scope="module")

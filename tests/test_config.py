@@ -1,0 +1,61 @@
+import json
+
+import pytest
+
+from m3di.config import Config, load_config, validate
+from stores.errors import RefusedError
+
+
+def test_later_layers_win(tmp_path):
+    file = tmp_path / "a.toml"
+    file.write_text("seed = 1\n[pretrain]\nbatch_size = 5\nlearning_rate = 0.1\n")
+    config = load_config(
+        preset="smoke",
+        files=[file],
+        settings=["pretrain.batch_size=6", "encoder.name=swin"],
+        overrides=[("pretrain.batch_size", None), ("seed", 9)],
+    )
+    assert (config.seed, config.pretrain.batch_size, config.pretrain.learning_rate) == (9, 6, 0.1)
+    assert config.encoder.name == "swin"
+    assert config.volumes.cube_size == 32
+
+
+def test_settings_survive_json():
+    config = load_config(preset="paper")
+    assert validate(json.loads(json.dumps(config.to_dict()))) == config
+
+
+PAPER = {
+    "pretrain.slices_per_volume": 1, "pretrain.batch_size": 32, "pretrain.epochs": 300,
+    "pretrain.learning_rate": 1e-4, "pretrain.schedule": "constant", "pretrain.warmup_fraction": 0.0,
+    "pretrain.max_steps": None, "psat.num_queries": 300, "psat.width": 512, "psat.num_layers": 1, "psat.mode": "full",
+    "volumes.cube_size": 128, "volumes.slice_stride": 1, "split.ratios": (0.7, 0.1, 0.2),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_the_paper_preset_is_the_paper(name):
+    section, field = name.split(".")
+    assert getattr(getattr(load_config(preset="paper"), section), field) == PAPER[name]
+
+
+@pytest.mark.parametrize("preset", ["default", "paper", "author", "smoke"])
+def test_every_preset_is_valid(preset):
+    assert isinstance(load_config(preset=preset), Config)
+
+
+@pytest.mark.parametrize(
+    "setting, message",
+    [
+        ("pretrain.batchsize=3", "did you mean pretrain.batch_size"),
+        ("pretrain.batch_size=0", "pretrain.batch_size=0"),
+        ("pretrain.schedule=linear", "pretrain.schedule='linear'"),
+        ("psat=3", "psat=3"),
+        ("nonsense", "is not KEY=VALUE"),
+    ],
+)
+def test_mistakes_are_named_by_their_path(setting, message):
+    with pytest.raises(RefusedError) as refused:
+        load_config(settings=[setting])
+    assert refused.value.code == "E_CONFIG"
+    assert message in refused.value.message

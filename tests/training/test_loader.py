@@ -1,0 +1,45 @@
+import numpy as np
+import pytest
+
+from m3di.training.loader import BatchReader, prefetch
+from m3di.training.sampler import PlaneSliceSampler
+from stores import Store
+from stores.errors import DamagedError
+from tests.stores.stores import TEACHER, build, parts
+
+
+@pytest.fixture
+def store(tmp_path):
+    with Store(build(tmp_path / "s", 5)) as opened:
+        yield opened
+
+
+def batches(store, *, start=0, stop=12):
+    embeddings = store.embeddings(TEACHER)
+    sampler = PlaneSliceSampler(embeddings.index, slices_per_volume=3, seed=0)
+    return prefetch(BatchReader(store.volumes, embeddings), sampler, start=start, stop=stop, batch_size=4)
+
+
+def test_batches_hold_the_cubes_and_rows_of_their_draw(store):
+    seen = 0
+    for batch in batches(store):
+        embeddings = store.embeddings(TEACHER)
+        for row, volume in enumerate(batch.draw.volumes):
+            np.testing.assert_array_equal(batch.volumes[row, 0].numpy(), parts(int(volume))["image"])
+        expected = embeddings.gather(batch.draw.volumes, batch.draw.planes, batch.draw.slices)
+        np.testing.assert_array_equal(batch.targets.numpy(), expected)
+        seen += 1
+    assert seen == 3
+
+
+def test_a_damaged_volume_stops_the_run_and_is_named(store):
+    path = store.volumes.chunk_path("image", 2)
+    path.write_bytes(path.read_bytes()[:-2])
+    with pytest.raises(DamagedError, match=r"image/c\.2\.0\.0\.0"):
+        list(batches(store))
+
+
+def test_leaving_early_leaves_no_thread_waiting(store):
+    stream = batches(store, stop=4000)
+    next(stream)
+    stream.close()
