@@ -120,7 +120,7 @@ def keyed_uniform(*key: npt.NDArray[Any] | int) -> npt.NDArray[np.float64]:
     with np.errstate(over="ignore"):
         for part in key:
             state = _splitmix64(np.asarray(state ^ np.asarray(part).astype(np.uint64)))
-    return (np.asarray(state >> np.uint64(11)).astype(np.float64) + 0.5) / 2.0**53
+    return np.asarray((np.asarray(state >> np.uint64(11)).astype(np.float64) + 0.5) / 2.0**53)
 
 
 def _splitmix64(value: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
