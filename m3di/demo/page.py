@@ -227,7 +227,7 @@ def _curve(logs: Mapping[str, list[dict[str, float]]], title: str) -> Chart:
 
 def _key(cohort: Path) -> list[ColourKey]:
     names = {value: name for value, name in label_names(cohort).items() if value}
-    return [ColourKey(name, PALETTE[value - 1]) for value, name in names.items()]
+    return [ColourKey(name, PALETTE[value]) for value, name in names.items()]
 
 
 def _run(findings: Findings, start: str) -> Path:
