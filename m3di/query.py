@@ -21,7 +21,7 @@ IMAGE, TEXT = 0, 1  # parts of a row
 
 @dataclass(frozen=True)
 class Hit:
-    """A slice that answers a query; `score` is a mean of cosines, 1 for the same."""
+    """A slice that answers a query; `score` is a cosine, 1 for the same."""
 
     volume: str
     plane: str
@@ -39,7 +39,10 @@ class Answer:
 
 
 def by_text(path: Path, text: str, *, top: int = 10, device: str = "auto") -> Answer:
-    """Slices whose image and caption are nearest to a text: the mean of the two cosines.
+    """Slices whose captions are nearest to a text.
+
+    Against the caption rows, not the image rows: a small teacher was fitted to captions, and free wording finds the
+    plane it names more often among them (README, results).
 
     Raises:
         RefusedError: E_CONFIG for an empty text; E_STORE, when the store has no embeddings.
@@ -49,7 +52,7 @@ def by_text(path: Path, text: str, *, top: int = 10, device: str = "auto") -> An
     with Store(path) as store:
         teacher = kept_teacher(store, store.current()["teacher"], device=device)
         vector = teacher.encode_text([text])[0].cpu().numpy()
-        return _answer(store, np.stack([vector, vector]), top)
+        return _answer(store, vector, TEXT, top)
 
 
 def by_image(path: Path, image: Path, *, top: int = 10, device: str = "auto") -> Answer:
@@ -67,7 +70,7 @@ def by_image(path: Path, image: Path, *, top: int = 10, device: str = "auto") ->
     with Store(path) as store:
         teacher = kept_teacher(store, store.current()["teacher"], device=device)
         vector = teacher.encode_image(torch.from_numpy(pixels[None]))[0].cpu().numpy()
-        return _answer(store, vector[None], top)
+        return _answer(store, vector, IMAGE, top)
 
 
 def by_slice(path: Path, volume: str, plane: str, index: int, *, top: int = 10) -> Answer:
@@ -85,15 +88,15 @@ def by_slice(path: Path, volume: str, plane: str, index: int, *, top: int = 10) 
             raise RefusedError("E_CONFIG", message, hint="blank slices and those off the stride have none")
         rows = store.embeddings(store.current()["teacher"]).plane(volume, number)
         vector = rows[int(np.searchsorted(valid, index)), IMAGE].astype(np.float32)
-        return _answer(store, vector[None], top)
+        return _answer(store, vector, IMAGE, top)
 
 
-def _answer(store: Store, vectors: npt.NDArray[np.float32], top: int) -> Answer:
-    """Rank every row by the mean cosine of its first parts with `vectors` (p, e)."""
+def _answer(store: Store, vector: npt.NDArray[np.float32], part: int, top: int) -> Answer:
+    """Rank every row by the cosine of one of its parts with `vector` (e)."""
     current = store.current()
     embeddings = store.embeddings(current["teacher"])
     best: list[tuple[float, str, int, int]] = []
-    for volume, plane, scores in _scores(embeddings, vectors):
+    for volume, plane, scores in _scores(embeddings, vector, part):
         positions = store.record(volume).valid_slices(plane)
         best += [(float(score), volume, plane, int(i)) for score, i in zip(scores, positions, strict=True)]
         best = sorted(best, key=lambda hit: (-hit[0], *hit[1:]))[:top]
@@ -107,13 +110,11 @@ def _answer(store: Store, vectors: npt.NDArray[np.float32], top: int) -> Answer:
 
 
 def _scores(
-    embeddings: EmbeddingStore, vectors: npt.NDArray[np.float32]
+    embeddings: EmbeddingStore, vector: npt.NDArray[np.float32], part: int
 ) -> Iterator[tuple[str, int, npt.NDArray[np.float32]]]:
-    parts = len(vectors)
     for volume in embeddings.index.volumes:
         for plane in range(len(PLANES)):
-            rows = embeddings.plane(volume, plane)[:, :parts].astype(np.float32)
-            yield volume, plane, np.einsum("spe,pe->s", rows, vectors) / parts
+            yield volume, plane, embeddings.plane(volume, plane)[:, part].astype(np.float32) @ vector
 
 
 def _caption(store: Store, captioner: str, volume: str, plane: int, index: int) -> str:
