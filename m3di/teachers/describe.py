@@ -155,6 +155,7 @@ def _intensities(image: np.ndarray) -> str:
         return "No tissue is visible."
     values = image[tissue]
     low, high = np.percentile(values, (5, 95))
+    high = high if low < high else values.max()  # one grey with a small bright spot
     bright = tissue & (image >= (low + high) / 2)
     fill, contrast = _word(_FILL, tissue.mean()), _word(_CONTRAST, values.std())
     size = _word(_BRIGHT, bright.sum() / image.size)

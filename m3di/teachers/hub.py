@@ -19,7 +19,7 @@ def hub_towers(spec: str) -> TwoTower:
     """
     open_clip = import_open_clip(offline=False)
     name, _, tag = (spec, "", "") if spec.startswith("hf-hub:") else spec.partition("@")
-    quick_gelu = bool(tag) and _needs_quick_gelu(open_clip, name, tag)
+    quick_gelu = not spec.startswith("hf-hub:") and _needs_quick_gelu(open_clip, name, tag)
     try:
         with torch.random.fork_rng(devices=[]):
             model = open_clip.create_model(

@@ -168,7 +168,7 @@ def _batches(count: int, config: HeadFit) -> Iterator[Tensor]:
 
 def _require_finite(loss: Tensor, step: int) -> None:
     if not torch.isfinite(loss):
-        message = f"loss {float(loss)} at step {step} of fitting the teacher's heads"
+        message = f"loss {loss.item()} at step {step} of fitting the teacher's heads"
         raise DivergedError("E_DIVERGED", message, hint="lower teacher.fit_learning_rate")
 
 
