@@ -25,7 +25,7 @@ from m3di.config import Config
 from m3di.events import Report
 from m3di.volumes import preprocess, readers, slices
 from m3di.volumes.cases import Case
-from m3di.volumes.layouts import discover
+from m3di.volumes.layouts import discover_all
 from stores import Store
 from stores.errors import CaseError, RefusedError, ResourceError
 from stores.geometry import PLANES
@@ -55,6 +55,7 @@ class Prepared:
 
     record: VolumeRecord
     parts: dict[str, Any]
+    warnings: tuple[tuple[str, str], ...] = ()
 
 
 def build_store(
@@ -90,7 +91,7 @@ def build_store(
     from m3di.teachers.stage import caption_volumes, embed_volumes, ensure_teacher  # noqa: PLC0415
     from m3di.training.runtime import stop_on_signals  # noqa: PLC0415
 
-    cases = find_cases(sources, layout=layout, limit=limit)
+    cases = discover_all(sources, layout=layout, follow_links=config.sources.follow_links)[:limit]
     with Store.create_or_open(path, config.volumes) as store, stop_on_signals() as stop:
         built, refused = commit_volumes(
             store, cases, workers=workers, strict=strict, report=report, check=stop.raise_if_set
@@ -140,28 +141,12 @@ def _plan(case: Case, known: VolumeRecord | None, recipe: Recipe) -> PlanItem:
     try:
         item = _identify(case, recipe)[2]
     except CaseError as error:
-        return PlanItem(case.id, "quarantine", error.message)
+        return PlanItem(case.id, "quarantine", _below_root(error.message, case))
     if known is None:
         return PlanItem(case.id, "build", "not in the store")
     if known.item_digest != item:
         return PlanItem(case.id, "build", "the scan, its label map or its facts changed")
     return PlanItem(case.id, "keep", "up to date")
-
-
-def find_cases(sources: Sequence[Path], *, layout: str = "auto", limit: int | None = None) -> list[Case]:
-    """Discover the cases of all sources.
-
-    Raises:
-        RefusedError: E_MISSING, E_FORMAT, or E_DUPLICATE_ID when two sources hold the same id.
-    """
-    cases = [case for source in sources for case in discover(source, layout=layout)]
-    seen: dict[str, Case] = {}
-    for case in cases:
-        if case.id in seen:
-            message = f"id {case.id!r} occurs twice: {seen[case.id].image} and {case.image}"
-            raise RefusedError("E_DUPLICATE_ID", message, hint="rename one, or build the sources into two stores")
-        seen[case.id] = case
-    return cases[:limit]
 
 
 def commit_volumes(
@@ -173,24 +158,39 @@ def commit_volumes(
         How many were built, and how many cases were refused.
     """
     built = refused = 0
+    known = store.quarantined()
     report("begin", stage="volumes", cases=len(cases))
     for case, outcome in _prepare_all(store, cases, workers=workers):
         check()
         if isinstance(outcome, CaseError):
             if strict:
-                raise RefusedError(outcome.code, outcome.message, hint=outcome.hint)
+                message = _below_root(outcome.message, case)
+                raise RefusedError(outcome.code, f"case {case.id}: {message}", hint=outcome.hint)
             refused += 1
-            row = Quarantined(case.id, case.image.name, outcome.code, _without_folder(outcome.message, case))
-            if row not in store.quarantined():
+            row = Quarantined(case.id, case.source, outcome.code, _below_root(outcome.message, case))
+            if row not in known:
                 store.commit_quarantine(row)
             report("quarantined", volume=case.id, code=outcome.code, message=row.message)
         elif outcome is not None:
             store.commit_volume(outcome.record, outcome.parts)
             built += 1
             report("committed", volume=case.id, stage="volumes")
+            for code, message in outcome.warnings:
+                report("warning", code=code, volume=case.id, message=message)
         else:
             report("up to date", volume=case.id, stage="volumes")
+    for volumes in duplicates(store):
+        message = f"{', '.join(volumes)} are the same scan: keep one, or give them one subject"
+        report("warning", code="W_DUPLICATE", volume=volumes[0], message=message)
     return built, refused
+
+
+def duplicates(store: Store) -> list[tuple[str, ...]]:
+    """Groups of volumes that are one scan: their cubes are equal to the last bit, whatever their files and axes."""
+    groups: dict[str, list[str]] = {}
+    for record in store.records():
+        groups.setdefault(record.objects["image"].sha256, []).append(record.volume)
+    return [tuple(group) for group in groups.values() if len(group) > 1]
 
 
 def prepare(case: Case, recipe: Recipe, known: str) -> Prepared | None:
@@ -202,21 +202,28 @@ def prepare(case: Case, recipe: Recipe, known: str) -> Prepared | None:
     source, label_source, item = _identify(case, recipe)
     if item == known:
         return None
-    volume = readers.read_volume(case.image, modality=case.modality)
-    normalised = preprocess.normalise(volume, recipe)
-    cube = preprocess.make_cube(normalised, volume.geometry, recipe.cube_size)
+    volume = readers.read_volume(case.image, modality=case.modality, member=case.member)
+    chain = preprocess.chain_of(volume, recipe)
+    positions = slice_positions(recipe)
+    grids = slices.plane_grids(chain, positions, recipe.slice_size) if recipe.slice_size else []
+    cube, stacks = preprocess.canonicalise(volume, recipe, grids)
     parts: dict[str, Any] = {"image": cube.data.astype(np.float16)}
-    if label_source and case.label:
+    warnings = _warnings(volume)
+    if recipe.labels and case.label:
         label = readers.read_label(case.label, like=volume.geometry)
-        parts["label"] = preprocess.make_label_cube(label, volume.geometry, recipe.cube_size)
-    valid = _valid_slices(cube, recipe)
-    if recipe.slice_size:
-        parts |= _render(normalised, cube, valid, recipe)
+        parts["label"] = preprocess.make_label_cube(label, chain)
+        if not label.any():
+            warnings.append(("W_EMPTY_LABEL", "its label map holds background only"))
+    valid = slices.nonblank(cube) & np.isin(np.arange(recipe.cube_size), positions if recipe.slice_size else [])
+    for plane, stack in enumerate(stacks):
+        images = slices.to_images(stack, plane)
+        images[~valid[plane][positions]] = 0
+        parts[PLANES[plane]] = images
     record = VolumeRecord(
         volume=case.id,
         subject=case.subject,
         dataset=case.dataset,
-        modality=case.modality,
+        modality=volume.modality,
         body_part=case.body_part,
         source_digest=source,
         label_digest=label_source,
@@ -225,14 +232,25 @@ def prepare(case: Case, recipe: Recipe, known: str) -> Prepared | None:
         source=volume.geometry,
         valid=(pack_bits(valid[0]), pack_bits(valid[1]), pack_bits(valid[2])),
         num_non_finite=volume.num_non_finite,
+        num_padding=volume.num_padding,
     )
-    return Prepared(record, parts)
+    return Prepared(record, parts, tuple(warnings))
+
+
+def _warnings(volume: readers.Volume) -> list[tuple[str, str]]:
+    """What a user should know of a scan that is usable nevertheless."""
+    found = []
+    if volume.num_non_finite:
+        found.append(("W_NON_FINITE", f"{volume.num_non_finite} voxels are not finite; they count as background"))
+    if volume.num_padding:
+        found.append(("W_PADDING", f"{volume.num_padding} voxels lie outside the scanner's field of view"))
+    return found
 
 
 def _identify(case: Case, recipe: Recipe) -> tuple[str, str, str]:
     """Digests of the scan, of its label map (empty when it plays no part), and of the item that they make."""
-    source = readers.content_digest(case.image)
-    label = readers.content_digest(case.label) if recipe.labels and case.label else ""
+    source = readers.content_digest(case.image, case.member)
+    label = readers.label_digest(case.label) if recipe.labels and case.label else ""
     return (
         source,
         label,
@@ -252,30 +270,6 @@ def _facts(case: Case) -> dict[str, str]:
         "modality": case.modality,
         "body_part": case.body_part,
     }
-
-
-def _valid_slices(cube: preprocess.Cube, recipe: Recipe) -> np.ndarray:
-    """(3, J) positions on the stride that show something; none when the recipe renders no slices."""
-    on_stride = np.zeros(recipe.cube_size, bool)
-    if recipe.slice_size:
-        on_stride[slice_positions(recipe)] = True
-    return slices.nonblank(cube) & on_stride
-
-
-def _render(
-    normalised: np.ndarray, cube: preprocess.Cube, valid: np.ndarray, recipe: Recipe
-) -> dict[str, np.ndarray]:
-    """Slice images of the three planes: (positions on the stride, y, x); blank ones stay black."""
-    positions = slice_positions(recipe)
-    size = recipe.slice_size
-    pictures = {}
-    for plane, name in enumerate(PLANES):
-        shown = np.flatnonzero(valid[plane][positions])
-        pictures[name] = np.zeros((-(-recipe.cube_size // recipe.slice_stride), size, size), np.uint8)
-        if shown.size:
-            rendered = slices.render_plane(normalised, cube.chain, plane, positions[shown], size)
-            pictures[name][shown] = rendered
-    return pictures
 
 
 def _prepare_all(
@@ -343,6 +337,8 @@ def _begin_worker() -> None:
     threadpool_limits(1)
 
 
-def _without_folder(message: str, case: Case) -> str:
-    """Name the file relative to its folder: a path may tell more than it should."""
-    return message.replace(f"{case.image.parent}{os.sep}", "")
+def _below_root(message: str, case: Case) -> str:
+    """Name files relative to the dataset's folder: a whole path may tell more than it should."""
+    for folder in (case.root, case.root.parent):
+        message = message.replace(f"{folder}{os.sep}", "")
+    return message

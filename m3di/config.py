@@ -23,6 +23,13 @@ PositiveFloat = Annotated[float, Gt(0)]
 
 
 @dataclasses.dataclass(frozen=True)
+class SourcesConfig:
+    """Where scans may come from."""
+
+    follow_links: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
 class CaptionsConfig:
     """Who writes the captions, and whether label maps may be used for them.
 
@@ -122,6 +129,7 @@ class Config:
     """All settings."""
 
     seed: int = 0
+    sources: SourcesConfig = dataclasses.field(default_factory=SourcesConfig)
     volumes: Recipe = dataclasses.field(default_factory=Recipe)
     captions: CaptionsConfig = dataclasses.field(default_factory=CaptionsConfig)
     teacher: TeacherConfig = dataclasses.field(default_factory=TeacherConfig)

@@ -65,15 +65,19 @@ class Geometry:
 class CubeChain:
     """The recorded way from a scan's grid to its cube: axes permuted and flipped, then one resampling.
 
-    The cube is centred on the scan and as wide as its longest side; what lies outside the scan is padding.
+    The cube is centred on the scan and as wide as its longest side; what lies outside the scan is padding. In two
+    steps, as the paper has it, the scan is first brought to 1 mm, its sides rounded to whole voxels and padded by
+    whole voxels; the cube is then as wide as the longest rounded side, and centred up to half a millimetre.
 
     Attributes:
         source: The scanner's grid.
         cube_size: Edge of the cube in voxels.
+        two_step: Whether the way goes over a 1 mm grid.
     """
 
     source: Geometry
     cube_size: int
+    two_step: bool = False
 
     @cached_property
     def axes(self) -> tuple[int, int, int]:
@@ -106,10 +110,30 @@ class CubeChain:
         x, y, z = (n * s for n, s in zip(self.canonical_shape, self.canonical_spacing_mm, strict=True))
         return x, y, z
 
+    @cached_property
+    def steps(self) -> tuple[int, int, int]:
+        """Voxels of the 1 mm grid along the canonical axes, before padding."""
+        x, y, z = (max(1, round(extent)) for extent in self.extent_mm)
+        return x, y, z
+
+    @property
+    def num_steps(self) -> int:
+        """Edge of the padded 1 mm grid in voxels."""
+        return max(self.steps)
+
     @property
     def edge_mm(self) -> float:
         """Edge of the cube, mm: the longest side of the scan."""
-        return max(self.extent_mm)
+        return float(self.num_steps) if self.two_step else max(self.extent_mm)
+
+    @cached_property
+    def start_mm(self) -> tuple[float, float, float]:
+        """Where the cube begins along the canonical axes, mm from the scan's own edge; 0 or less."""
+        if self.two_step:
+            x, y, z = (-float((self.num_steps - n) // 2) for n in self.steps)
+        else:
+            x, y, z = ((extent - self.edge_mm) / 2 for extent in self.extent_mm)
+        return x, y, z
 
     @property
     def voxel_mm(self) -> float:
@@ -119,14 +143,23 @@ class CubeChain:
     @cached_property
     def inside(self) -> tuple[tuple[int, int], ...]:
         """Range [start, stop) of cube indices whose centres lie within the scan, along each canonical axis."""
-        centres = (np.arange(self.cube_size) + 0.5) * self.voxel_mm - self.edge_mm / 2
         ranges = []
-        for extent in self.extent_mm:
-            (within,) = np.nonzero(np.abs(centres) <= extent / 2 * (1 + 1e-9))
+        for extent, start_mm in zip(self.extent_mm, self.start_mm, strict=True):
+            centres = (np.arange(self.cube_size) + 0.5) * self.voxel_mm + start_mm
+            (within,) = np.nonzero((centres >= -1e-9 * extent) & (centres <= extent * (1 + 1e-9)))
             # A scan thinner than a cube voxel may fall between two centres; it then owns the nearest one.
             start, stop = (within[0], within[-1] + 1) if within.size else (self.cube_size // 2,) * 2
             ranges.append((int(start), max(int(stop), int(start) + 1)))
         return tuple(ranges)
+
+    @cached_property
+    def native_slices(self) -> tuple[int, int, int]:
+        """Slices of the scan itself along the normal of each plane, by plane number.
+
+        Fewer than the cube has positions means that neighbouring positions of that plane show interpolated data.
+        """
+        axial, coronal, sagittal = (self.canonical_shape[normal] for normal in NORMAL_AXIS)
+        return axial, coronal, sagittal
 
     @cached_property
     def cube_to_source(self) -> Affine:
@@ -136,7 +169,7 @@ class CubeChain:
         for axis in range(3):
             size, spacing = self.canonical_shape[axis], self.canonical_spacing_mm[axis]
             scale = self.voxel_mm / spacing
-            offset = (0.5 * self.voxel_mm - self.edge_mm / 2 + self.extent_mm[axis] / 2) / spacing - 0.5
+            offset = (0.5 * self.voxel_mm + self.start_mm[axis]) / spacing - 0.5
             if self.flips[axis]:
                 scale, offset = -scale, size - 1 - offset
             matrix[self.axes[axis], axis] = scale

@@ -4,9 +4,9 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
-RENDERING_VERSION = 1  # raise whenever the same recipe and source would give other cube or slice bytes
+RENDERING_VERSION = 2  # raise whenever the same recipe and source would give other cube or slice bytes
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,9 @@ class Recipe:
         slice_size: Edge of a stored slice image in pixels.
         slice_stride: Every how many positions of the cube a slice is rendered, captioned and embedded.
         ct_window_hu: CT intensities mapped to [0, 1], in HU.
-        mr_percentiles: Percentiles over voxels that are not background, mapped to [0, 1].
+        mr_percentiles: Percentiles mapped to [0, 1]: the lower over voxels that are not background, the upper over
+            the body.
+        resampling: `direct`, or `two_step` over 1 mm as the paper words it.
         labels: Whether label maps are resampled and stored with the volumes.
         rendering_version: Version of the resampling and rendering code.
     """
@@ -28,6 +30,7 @@ class Recipe:
     slice_stride: int = 1
     ct_window_hu: tuple[float, float] = (-1000.0, 1000.0)
     mr_percentiles: tuple[float, float] = (0.5, 99.5)
+    resampling: Literal["direct", "two_step"] = "direct"
     labels: bool = False
     rendering_version: int = RENDERING_VERSION
 

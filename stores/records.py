@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from stores.geometry import CubeChain, Geometry
-from stores.recipe import digest_of, tuples_of
+from stores.recipe import Recipe, digest_of, tuples_of
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,7 @@ class VolumeRecord:
         valid: Per plane, packed bits (numpy order) of the J positions that have a rendered, non-blank slice.
         objects: Chunk files by array name.
         num_non_finite: Voxels that were NaN or infinite in the source.
+        num_padding: Voxels of the source outside the scanner's field of view.
     """
 
     volume: str
@@ -52,10 +53,11 @@ class VolumeRecord:
     valid: tuple[str, str, str]
     objects: Mapping[str, StoredObject] = field(default_factory=dict)
     num_non_finite: int = 0
+    num_padding: int = 0
 
-    def chain(self, cube_size: int) -> CubeChain:
+    def chain(self, recipe: Recipe) -> CubeChain:
         """The way from the scan's grid to the cube and back."""
-        return CubeChain(self.source, cube_size)
+        return CubeChain(self.source, recipe.cube_size, recipe.resampling == "two_step")
 
     def valid_slices(self, plane: int) -> npt.NDArray[np.int64]:
         """Positions of the plane's slices that have rows, ascending; shape (s,)."""

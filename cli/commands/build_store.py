@@ -14,9 +14,13 @@ QUARANTINED = 3
 
 def build_store(
     common: Common,
-    source: Annotated[list[Path] | None, typer.Argument(help="dataset roots, folders of scans, or scans")] = None,
+    source: Annotated[
+        list[Path] | None, typer.Argument(help="dataset roots, folders of scans, DICOM folders, CSV manifests, scans")
+    ] = None,
     store: StoreOption = None,
-    layout: Annotated[str, typer.Option(help="how the sources are laid out: auto, msd or folder")] = "auto",
+    layout: Annotated[
+        str, typer.Option(help="auto, msd, nnunet, bids, chaos, mmwhs, oasis, medmnist, csv or folder")
+    ] = "auto",
     teacher: Annotated[
         str | None, typer.Option(help="embedded, an open_clip ARCH@TAG, hf-hub:ID, local-dir:PATH")
     ] = None,
@@ -33,6 +37,7 @@ def build_store(
 ) -> None:
     """Turn scans into a feature store: cubes, slices, captions and embeddings. A rerun continues."""
     from m3di import build
+    from m3di.volumes.layouts import discover_all
 
     output = common.output
     config = common.load_config(
@@ -40,7 +45,8 @@ def build_store(
     )
     sources, path = source_paths(source), store_path(store)
     if dry_run:
-        plan = build.plan(build.find_cases(sources, layout=layout, limit=limit), path, config)
+        found = discover_all(sources, layout=layout, follow_links=config.sources.follow_links)
+        plan = build.plan(found[:limit], path, config)
         rows = [(item.case, item.action, item.reason) for item in plan]
         output.result("plan", {"items": [asdict(item) for item in plan]}, table(("case", "action", "reason"), rows))
         return

@@ -30,9 +30,10 @@ from m3di.training import checkpoint
 from m3di.training.runtime import read_metrics
 from m3di.volumes import readers
 from m3di.volumes.cases import Case
-from m3di.volumes.layouts import discover, label_names
+from m3di.volumes.layouts import discover
+from m3di.volumes.slices import displayed
 from stores import Store
-from stores.geometry import NORMAL_AXIS, PLANES, CubeChain
+from stores.geometry import PLANES, CubeChain
 from stores.keys import plane_number
 
 
@@ -160,16 +161,10 @@ def _case_picture(case: Case, plane: int) -> Picture:
 def _shown(volume: readers.Volume, label: np.ndarray, plane: int) -> np.ndarray:
     """The middle slice of a scan in display orientation, with a label map as contours."""
     chain = CubeChain(volume.geometry, 1)
-    image, mask = (_middle_slice(chain.to_canonical(array), plane) for array in (volume.data, label))
+    stacks = (displayed(chain.to_canonical(array), plane) for array in (volume.data, label))
+    image, mask = (np.ascontiguousarray(stack[len(stack) // 2]) for stack in stacks)
     grey = np.clip(image / np.percentile(volume.data, 99.5) * 255, 0, 255).astype(np.uint8)
-    return overlay(grey, np.ascontiguousarray(mask))
-
-
-def _middle_slice(canonical: np.ndarray, plane: int) -> np.ndarray:
-    normal = NORMAL_AXIS[plane]
-    rows, columns = (axis for axis in (2, 1, 0) if axis != normal)
-    stack = canonical.transpose(normal, rows, columns)[:, ::-1, ::-1]
-    return np.ascontiguousarray(stack[len(stack) // 2])
+    return overlay(grey, mask)
 
 
 def _predictions(findings: Findings, cases: list[Case], device: str) -> list[Picture]:
@@ -226,8 +221,8 @@ def _curve(logs: Mapping[str, list[dict[str, float]]], title: str) -> Chart:
 
 
 def _key(cohort: Path) -> list[ColourKey]:
-    names = {value: name for value, name in label_names(cohort).items() if value}
-    return [ColourKey(name, PALETTE[value]) for value, name in names.items()]
+    label = discover(cohort)[0].label
+    return [ColourKey(name, PALETTE[value]) for value, name in (label.names if label else {}).items()]
 
 
 def _run(findings: Findings, start: str) -> Path:

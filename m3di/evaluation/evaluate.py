@@ -75,7 +75,7 @@ def evaluate(run: Path, *, data: Path | None = None, device: str = "auto", repor
     report("begin", stage="evaluate", cases=len(cases))
     scores = []
     for case in cases:
-        volume = readers.read_volume(case.image, modality=case.modality)
+        volume = readers.read_volume(case.image, modality=case.modality, member=case.member)
         assert case.label is not None
         reference = readers.read_label(case.label, like=volume.geometry)
         scores.append(
@@ -92,7 +92,7 @@ def find_leaks(found: checkpoint.Checkpoint, cases: list[Case]) -> tuple[str, ..
     trained = {digest: (name, "trained") for name, digest in found.facts["trained_on"].items()}
     pretrained = {digest: (name, "pretrained") for name, digest in found.facts["pretrained_on"].items()}
     seen = pretrained | trained
-    digests = [(case.id, readers.content_digest(case.image)) for case in cases]
+    digests = [(case.id, readers.content_digest(case.image, case.member)) for case in cases]
     return tuple(
         f"test case {case} has the same bytes as {seen[digest][0]}, on which was {seen[digest][1]}"
         for case, digest in digests

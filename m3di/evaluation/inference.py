@@ -13,8 +13,9 @@ from m3di.training import checkpoint, runtime
 from m3di.training.finetune import load_network
 from m3di.volumes import preprocess, readers
 from m3di.volumes.cases import Case
-from m3di.volumes.layouts import discover
-from stores.errors import CaseError, RefusedError
+from m3di.volumes.layouts import discover_all
+from m3di.volumes.resample import restore
+from stores.errors import CaseError
 from stores.recipe import Recipe
 
 
@@ -39,12 +40,14 @@ class Predictor:
     @torch.no_grad()
     def mask(self, volume: readers.Volume) -> npt.NDArray[np.uint8]:
         """Label map of a scan along the scan's own axes."""
-        normalised = preprocess.normalise(volume, self.recipe)
-        cube = preprocess.make_cube(normalised, volume.geometry, self.recipe.cube_size)
+        cube = preprocess.make_cube(volume, self.recipe)
         image = torch.from_numpy(cube.data.astype(np.float16).astype(np.float32))  # as the store rounds it
         scores = self.network(image[None, None].to(self.device)).float().softmax(dim=1)[0].cpu().numpy()
-        restored = preprocess.restore(scores, cube.chain)
-        return np.asarray(self.class_values, np.uint8)[restored.argmax(axis=0)]
+        values = np.asarray(self.class_values, np.uint8)
+        mask = np.empty(cube.chain.canonical_shape, np.uint8)
+        for z, restored in restore(scores, cube.chain):
+            mask[:, :, z] = values[restored.argmax(axis=0)]
+        return cube.chain.from_canonical(mask)
 
 
 def load_predictor(found: checkpoint.Checkpoint, *, device: str) -> Predictor:
@@ -73,13 +76,9 @@ def predict_scans(
         The masks written, and why each other scan was refused.
 
     Raises:
-        RefusedError: Before anything is written, when a path, the run or two equal ids are wrong.
+        RefusedError: Before anything is written, when a path or the run is wrong, or two ids are equal.
     """
-    cases = [case for path in scans for case in discover(path)]
-    names = [case.id for case in cases]
-    if len(set(names)) != len(names):
-        twice = next(name for name in names if names.count(name) > 1)
-        raise RefusedError("E_DUPLICATE_ID", f"two scans have the id {twice!r}", hint="predict them into two folders")
+    cases = discover_all(scans)
     predictor = load_predictor(checkpoint.load(run, kind="finetune"), device=device)
     out.mkdir(parents=True, exist_ok=True)
     report("begin", stage="predict", cases=len(cases))
@@ -96,7 +95,7 @@ def predict_scans(
 
 def _predict(case: Case, predictor: Predictor, out: Path) -> Path:
     modality = predictor.modality if case.modality == "unknown" else case.modality
-    mask = predictor.mask(readers.read_volume(case.image, modality=modality))
+    volume = readers.read_volume(case.image, modality=modality, member=case.member)
     path = out / f"{case.id}.nii.gz"
-    readers.write_mask(path, mask, like=case.image)
+    readers.write_mask(path, predictor.mask(volume), like=volume.geometry)
     return path

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Final
 
 from m3di.volumes.cases import Case
-from m3di.volumes.layouts import discover, label_names
+from m3di.volumes.layouts import discover
 from stores.errors import RefusedError
 
 LAYOUTS: Final = {"msd": "msd"}  # task name -> layout of its data
@@ -47,4 +47,5 @@ def load_task(name: str, data: Path) -> SegmentationTask:
     cases = tuple(case for case in discover(data, layout=LAYOUTS[name]) if case.label is not None)
     if not cases:
         raise RefusedError("E_MISSING", f"{data} has no case with a label map", hint="check --data")
-    return SegmentationTask(name, data, label_names(data), cases)
+    names = {value: structure for case in cases if case.label for value, structure in case.label.names.items()}
+    return SegmentationTask(name, data, {0: "background", **names}, cases)

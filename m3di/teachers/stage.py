@@ -14,11 +14,10 @@ from m3di.teachers.describe import Captioner, Describer, SliceFacts
 from m3di.teachers.tuning import HeadFit, fit_heads, retrieval_card
 from m3di.training.runtime import pick_device, prepare_process
 from m3di.volumes.cases import Case
-from m3di.volumes.layouts import label_names
 from stores import Store
 from stores.errors import DamagedError
 from stores.geometry import NORMAL_AXIS, PLANES
-from stores.recipe import digest_of
+from stores.recipe import Recipe, digest_of
 from stores.records import Captions, VolumeRecord
 
 Check = Callable[[], None]
@@ -101,9 +100,9 @@ def slice_images(store: Store, record: VolumeRecord, plane: int) -> np.ndarray:
     return images[record.valid_slices(plane) // store.recipe.slice_stride]
 
 
-def slice_position(record: VolumeRecord, cube_size: int, plane: int, index: int) -> float:
+def slice_position(record: VolumeRecord, recipe: Recipe, plane: int, index: int) -> float:
     """Where a slice lies within the scan along its plane's normal: 0 inferior, posterior or left, 1 the other end."""
-    start, stop = record.chain(cube_size).inside[NORMAL_AXIS[plane]]
+    start, stop = record.chain(recipe).inside[NORMAL_AXIS[plane]]
     return float(np.clip((index - start + 0.5) / (stop - start), 0, 1))
 
 
@@ -115,12 +114,11 @@ def captioner_fingerprint(captioner: Captioner, config: Config) -> str:
 def _describe_plane(
     store: Store, captioner: Captioner, record: VolumeRecord, plane: int, structures: dict[str, dict[int, str]]
 ) -> tuple[str, ...]:
-    size = store.recipe.cube_size
     names = structures.get(record.dataset, {}) if "label" in record.objects else {}
     label = store.volumes.read("label", record.slot) if names else None
     facts = []
     for index in record.valid_slices(plane):
-        position = slice_position(record, size, plane, int(index))
+        position = slice_position(record, store.recipe, plane, int(index))
         present = () if label is None else _present(label.take(index, axis=NORMAL_AXIS[plane]), names)
         facts.append(SliceFacts(plane, position, record.modality, record.body_part, present))
     return tuple(captioner.caption(slice_images(store, record, plane), facts)) if facts else ()
@@ -135,8 +133,11 @@ def _present(label: np.ndarray, names: dict[int, str]) -> tuple[str, ...]:
 
 def _structure_names(cases: Sequence[Case]) -> dict[str, dict[int, str]]:
     """Label names of each dataset that has some."""
-    roots = {case.dataset: case.root for case in cases if case.label is not None}
-    return {dataset: label_names(root) for dataset, root in roots.items()}
+    names: dict[str, dict[int, str]] = {}
+    for case in cases:
+        if case.label is not None:
+            names.setdefault(case.dataset, {}).update(case.label.names)
+    return names
 
 
 def _captions_current(store: Store, fingerprint: str, record: VolumeRecord) -> bool:
@@ -213,9 +214,9 @@ def _pairs(store: Store, items: Sequence[Item]) -> tuple[torch.Tensor, list[str]
 
 def _card(store: Store, teacher: Teacher, items: Sequence[Item]) -> dict[str, object]:
     images, texts = _pairs(store, items)
-    size = store.recipe.cube_size
     positions = [
-        slice_position(record, size, plane, int(record.valid_slices(plane)[rank])) for record, plane, rank, _ in items
+        slice_position(record, store.recipe, plane, int(record.valid_slices(plane)[rank]))
+        for record, plane, rank, _ in items
     ]
     order = {text: number for number, text in enumerate(dict.fromkeys(texts))}
     return retrieval_card(

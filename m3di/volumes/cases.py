@@ -1,16 +1,42 @@
 """A case is one scan of one person, with or without a label map."""
 
 import re
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Final
 
+from stores.errors import RefusedError
 from stores.keys import check_volume_id
 
-MODALITIES = {"ct": "CT", "mr": "MR", "mri": "MR", "t1": "MR", "t2": "MR", "flair": "MR"}
-BODY_PARTS = (
+MODALITIES: Final = {
+    "ct": "CT", "mr": "MR", "mri": "MR", "t1": "MR", "t2": "MR", "t1w": "MR", "t2w": "MR", "t2star": "MR",
+    "pdw": "MR", "flair": "MR", "adc": "MR", "dwi": "MR", "t1gd": "MR", "t1ce": "MR",
+}  # fmt: skip
+BODY_PARTS: Final = (
     "hippocampus", "brain", "head", "heart", "cardiac", "lung", "chest", "liver", "spleen", "pancreas", "colon",
     "prostate", "kidney", "adrenal", "abdomen", "spine", "knee", "pelvis",
 )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class LabelMap:
+    """A label map on the grid of its scan.
+
+    Attributes:
+        path: Its file; a folder of PNG masks when it was drawn on DICOM slices.
+        names: Class name by class value, background left out.
+        codes: (first, last, class) ranges of stored values; empty when stored values are class values.
+        drawn_on: Folder of the DICOM series that the PNG masks belong to.
+        rivals: Other files that could be the label map just as well; with any, the label map is refused.
+    """
+
+    path: Path
+    names: Mapping[int, str] = field(default_factory=dict)
+    codes: tuple[tuple[int, int, int], ...] = ()
+    drawn_on: Path | None = None
+    rivals: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -23,9 +49,11 @@ class Case:
         dataset: Name of the dataset.
         modality: `CT`, `MR` or `unknown`.
         body_part: A known word of the dataset's name, or empty.
-        image: The scan's file.
-        label: Its label map's file, if it has one.
+        image: The scan's file, or the folder of its DICOM series.
+        label: Its label map, if it has one.
         root: The dataset's folder.
+        member: Which scan in `image`, where that holds several: a series, or a volume of an array.
+        attributes: Clinical columns that tasks read (`group`, `cdr`, `diagnosis`); never stored.
     """
 
     id: str
@@ -34,8 +62,15 @@ class Case:
     modality: str
     body_part: str
     image: Path
-    label: Path | None
+    label: LabelMap | None
     root: Path
+    member: str = ""
+    attributes: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def source(self) -> str:
+        """The scan's path below the dataset's folder."""
+        return self.image.relative_to(self.root).as_posix() if self.image != self.root else self.image.name
 
 
 def modality_of(text: str) -> str:
@@ -52,3 +87,17 @@ def body_part_of(text: str) -> str:
 def safe_id(stem: str) -> str:
     """A volume id from a file's stem: characters that an id may not hold become dashes."""
     return check_volume_id(re.sub(r"[^A-Za-z0-9._-]+", "-", stem).lstrip(".")[:128])
+
+
+def require_unique_ids(cases: Sequence[Case]) -> None:
+    """Refuse cases of which two have the same id.
+
+    Raises:
+        RefusedError: E_DUPLICATE_ID, naming both scans.
+    """
+    counts = Counter(case.id for case in cases)
+    for case in cases:
+        if counts[case.id] > 1:
+            places = " and ".join(f"{one.root.name}/{one.source}" for one in cases if one.id == case.id)
+            message = f"{counts[case.id]} scans have the id {case.id!r}: {places}"
+            raise RefusedError("E_DUPLICATE_ID", message, hint="rename them, or give ids in a CSV manifest")

@@ -1,21 +1,25 @@
-"""The canonical cube: one anti-aliased resampling from the scanner's grid, and its way back (paper, section 3.1).
+"""The canonical cube: intensities to [0, 1], one anti-aliased resampling, and the way back (paper, section 3.1).
 
 Deviation: the paper resamples to 1 mm, pads to a cube and scales to 128^3; one resampling straight to the cube has
-the same field of view without the blur and the rounding of the steps between.
+the same field of view without the blur and the rounding of the steps between. `resampling="two_step"` is the paper's.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
+from scipy import ndimage
 
 from m3di.volumes.readers import Volume
+from m3di.volumes.resample import AxisWeights, Floats, Grid, Window, axis_weights, resample
 from stores.errors import CaseError
-from stores.geometry import CubeChain, Geometry
+from stores.geometry import CubeChain
 from stores.recipe import Recipe
 
-Floats = npt.NDArray[np.float32]
+MAX_SAMPLE: Final = 1 << 22  # voxels that percentiles are taken of
+THIN_SHARE: Final = 0.1  # a thin structure keeps a cube voxel of which it fills so much
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,11 +35,17 @@ class Cube:
     chain: CubeChain
 
 
-def normalise(volume: Volume, recipe: Recipe) -> Floats:
-    """Map intensities to [0, 1] on the scanner's grid: CT by a window in HU, else by percentiles.
+def chain_of(volume: Volume, recipe: Recipe) -> CubeChain:
+    """The way from a scan to its cube."""
+    return CubeChain(volume.geometry, recipe.cube_size, recipe.resampling == "two_step")
 
-    Percentiles are taken over voxels above the minimum, which is background, so that a wide black margin does not
-    decide the contrast; and what lies outside them is clipped, so that one bright voxel does not either.
+
+def window_of(volume: Volume, recipe: Recipe) -> Window:
+    """Intensities that become 0 and 1: of CT a window in HU, else percentiles.
+
+    The lower percentile is taken over voxels above the minimum, which is background; the upper over the body, which
+    is what lies above their mean, so that a wide margin of noise does not decide the contrast. Bright outliers have
+    no part in either. Percentiles of large scans are taken over every n-th voxel along the canonical axes.
 
     Raises:
         CaseError: E_NO_SIGNAL, when the intensities that count are all equal.
@@ -43,111 +53,121 @@ def normalise(volume: Volume, recipe: Recipe) -> Floats:
     if volume.modality == "CT":
         low, high = recipe.ct_window_hu
     else:
-        foreground = volume.data[volume.data > volume.data.min()]
-        low, high = (float(value) for value in np.percentile(foreground, recipe.mr_percentiles))
+        canonical = CubeChain(volume.geometry, 1).to_canonical(volume.data)
+        step = int(np.ceil((canonical.size / MAX_SAMPLE) ** (1 / 3)))
+        sample = canonical[::step, ::step, ::step].astype(np.float64).ravel()
+        foreground = sample[sample > sample.min()]
+        if not foreground.size:
+            raise CaseError("E_NO_SIGNAL", "nearly all voxels have one value", hint="leave the scan out")
+        top = np.percentile(foreground, 99.9)
+        body = foreground[foreground >= np.minimum(foreground, top).mean()]
+        low = float(np.percentile(foreground, recipe.mr_percentiles[0]))
+        high = float(np.percentile(body, recipe.mr_percentiles[1]))
         if low == high:
-            low = float(volume.data.min())
+            low = float(sample.min())
     if not low < high:
         raise CaseError("E_NO_SIGNAL", f"intensities from {low} to {high} are one value", hint="leave the scan out")
-    scaled = volume.data.astype(np.float32)
-    scaled -= np.float32(low)
-    scaled *= np.float32(1 / (high - low))
-    return np.clip(scaled, 0, 1, out=scaled)
+    return Window(low, high)
 
 
-def make_cube(normalised: Floats, geometry: Geometry, cube_size: int) -> Cube:
+def make_cube(volume: Volume, recipe: Recipe) -> Cube:
     """Resample a scan to its canonical cube.
 
-    Args:
-        normalised: The scan in [0, 1], along its own axes.
-        geometry: Its grid.
-        cube_size: J.
+    Raises:
+        CaseError: E_NO_SIGNAL.
     """
-    chain = CubeChain(geometry, cube_size)
-    weights = [axis_weights(chain, axis, to_voxel_mm=chain.voxel_mm) for axis in range(3)]
-    return Cube(apply_separable(chain.to_canonical(normalised), weights), chain)
+    return canonicalise(volume, recipe)[0]
 
 
-def make_label_cube(label: npt.NDArray[np.uint8], geometry: Geometry, cube_size: int) -> npt.NDArray[np.uint8]:
+def canonicalise(volume: Volume, recipe: Recipe, grids: Sequence[Grid] = ()) -> tuple[Cube, list[Floats]]:
+    """Resample a scan to its canonical cube and to other grids of the same chain, in one pass.
+
+    Raises:
+        CaseError: E_NO_SIGNAL, when nothing would be seen.
+    """
+    chain = chain_of(volume, recipe)
+    window = window_of(volume, recipe)
+    data, *others = resample(chain.to_canonical(volume.data), [cube_grid(chain), *grids], window)
+    inside = data[tuple(slice(*bounds) for bounds in chain.inside)]
+    if inside.min() == inside.max():
+        message = f"every voxel lies on one side of the window {window.low:g} to {window.high:g}"
+        raise CaseError("E_NO_SIGNAL", message, hint="check the intensities, the modality and volumes.ct_window_hu")
+    return Cube(np.ascontiguousarray(data), chain), others
+
+
+def cube_grid(chain: CubeChain) -> Grid:
+    """The cube's own grid."""
+    return axis_weights(chain, 0), axis_weights(chain, 1), axis_weights(chain, 2)
+
+
+def make_label_cube(label: npt.NDArray[np.uint8], chain: CubeChain) -> npt.NDArray[np.uint8]:
     """Resample a label map to its cube: every class as an anti-aliased share of the voxel, the largest share wins.
 
-    A structure thinner than half a cube voxel loses to what surrounds it, as it would to a partial-volume reader;
-    ties go to the smaller label value.
-    """
-    chain = CubeChain(geometry, cube_size)
-    weights = [axis_weights(chain, axis, to_voxel_mm=chain.voxel_mm) for axis in range(3)]
-    canonical = chain.to_canonical(label)
-    winner = np.zeros((cube_size,) * 3, np.uint8)
-    best = np.full(winner.shape, -1, np.float32)
-    for value in np.unique(label):
-        share = apply_separable((canonical == value).astype(np.float32), weights)
-        wins = share > best + 1e-6
-        winner[wins], best[wins] = value, share[wins]
-    inside = np.zeros(winner.shape, bool)
-    inside[tuple(slice(*bounds) for bounds in chain.inside)] = True
-    return np.where(inside, winner, 0).astype(np.uint8)
-
-
-def restore(scores: Floats, chain: CubeChain) -> Floats:
-    """Resample scores of a cube to the scanner's own grid.
+    So that thin structures survive, a class also keeps a voxel of background of which it fills at least a tenth,
+    where its share is a ridge: larger than on both sides along an axis, and beside a voxel that the class has won,
+    larger than both together. That holds vessels and sheets thinner than a voxel together without moving the border
+    of anything thick. A class that would still vanish keeps its best voxel.
 
     Args:
-        scores: (c, J, J, J), for example class probabilities.
-        chain: The cube's chain.
-
-    Returns:
-        (c, i, j, k) on the grid and axes of the scan.
+        label: Along the scan's own axes.
+        chain: The scan's chain to its cube.
     """
-    weights = [_inverse_weights(chain, axis) for axis in range(3)]
-    return np.stack([chain.from_canonical(apply_separable(score, weights)) for score in scores])
+    canonical = chain.to_canonical(label)
+    shares = {
+        value: _share(canonical, value, where, chain)
+        for value, where in enumerate(ndimage.find_objects(np.ascontiguousarray(canonical)), start=1)
+        if where is not None
+    }
+    size = (chain.cube_size,) * 3
+    winner, best, background = np.zeros(size, np.uint8), np.zeros(size, np.float32), _inside(chain).astype(np.float32)
+    for share in shares.values():
+        background -= share
+    for value, share in shares.items():
+        wins = share > best + 1e-6
+        winner[wins], best[wins] = value, share[wins]
+    thick = np.where(best > background + 1e-6, winner, 0).astype(np.uint8)
+    result = thick.copy()
+    for value, share in shares.items():
+        result[(thick == 0) & (winner == value) & (share >= THIN_SHARE) & _ridge(share, thick == value)] = value
+    for value, share in shares.items():
+        if not (result == value).any():
+            result[np.unravel_index(int(share.argmax()), size)] = value
+    return result
 
 
-def axis_weights(chain: CubeChain, axis: int, *, to_voxel_mm: float, count: int | None = None) -> Floats:
-    """Matrix that resamples one canonical axis of the scan to voxels of `to_voxel_mm` over the cube's edge.
-
-    A triangle kernel, widened to the target voxel when that is the larger one (anti-aliasing). Rows add up to 1
-    over the scan's voxels where the target's centre lies in the scan, and are 0 outside: padding.
-
-    Returns:
-        (count, n) for n voxels of the scan.
-    """
-    count = chain.cube_size if count is None else count
-    size, spacing = chain.canonical_shape[axis], chain.canonical_spacing_mm[axis]
-    extent = chain.extent_mm[axis]
-    centres_mm = (np.arange(count) + 0.5) * to_voxel_mm - chain.edge_mm / 2
-    weights = _triangle((centres_mm + extent / 2) / spacing - 0.5, size, width=max(1.0, to_voxel_mm / spacing))
-    inside = np.abs(centres_mm) <= extent / 2 * (1 + 1e-9)
-    if count == chain.cube_size:
-        start, stop = chain.inside[axis]
-        inside[start:stop] = True
-    return np.where(inside[:, None], weights, 0).astype(np.float32)
+def _share(canonical: npt.NDArray[np.uint8], value: int, where: tuple[slice, ...], chain: CubeChain) -> Floats:
+    """How much of each cube voxel a class fills; worked out where the class is, 0 elsewhere."""
+    full = np.zeros((chain.cube_size,) * 3, np.float32)
+    grid, rows = [], []
+    for axis, within in enumerate(where):
+        part = axis_weights(chain, axis).matrix[:, within]
+        (touched,) = np.nonzero(part.any(axis=1))
+        if not touched.size:
+            return full
+        rows.append(slice(int(touched[0]), int(touched[-1]) + 1))
+        grid.append(AxisWeights(np.ascontiguousarray(part[rows[-1]])))
+    (share,) = resample(canonical[where] == value, [(grid[0], grid[1], grid[2])])
+    full[tuple(rows)] = share
+    return full
 
 
-def apply_separable(array: Floats, weights: list[Floats]) -> Floats:
-    """Apply one matrix along each of three axes, the one that shrinks the array most first."""
-    for axis in sorted(range(3), key=lambda a: weights[a].shape[0] / weights[a].shape[1]):
-        array = _apply(weights[axis], array, axis)
-    return np.ascontiguousarray(array)
+def _ridge(share: Floats, won: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+    """Where a share is larger than both neighbours' along some axis; beside won voxels, than their sum."""
+    ridge = np.zeros(share.shape, bool)
+    strong = np.zeros(share.shape, bool)
+    padded = np.pad(share, 1)
+    inner = (slice(1, -1),) * 3
+    for axis in range(3):
+        before, after = (
+            padded[tuple(side if other == axis else inner[other] for other in range(3))]
+            for side in (slice(0, -2), slice(2, None))
+        )
+        ridge |= (share > before) & (share >= after)
+        strong |= share > before + after
+    return strong | (ridge & ~ndimage.binary_dilation(won))
 
 
-def _apply(matrix: Floats, array: Floats, axis: int) -> Floats:
-    """Matrix product along one axis."""
-    return np.moveaxis(np.tensordot(matrix, array, axes=(1, axis)), 0, axis)
-
-
-def _inverse_weights(chain: CubeChain, axis: int) -> Floats:
-    """Matrix that resamples one axis of the cube to the scan's voxels."""
-    size, spacing = chain.canonical_shape[axis], chain.canonical_spacing_mm[axis]
-    centres_mm = (np.arange(size) + 0.5) * spacing - chain.extent_mm[axis] / 2
-    positions = (centres_mm + chain.edge_mm / 2) / chain.voxel_mm - 0.5
-    return _triangle(positions, chain.cube_size, width=max(1.0, spacing / chain.voxel_mm)).astype(np.float32)
-
-
-def _triangle(positions: npt.NDArray[np.floating[Any]], size: int, *, width: float) -> npt.NDArray[np.float64]:
-    """Rows of triangle weights around positions among `size` voxels, each normalised; at least the nearest counts."""
-    distance = np.abs(positions[:, None] - np.arange(size)) / width
-    weights = np.maximum(0.0, 1.0 - distance)
-    nearest = np.clip(np.rint(positions), 0, size - 1).astype(int)
-    empty = weights.sum(axis=1) == 0
-    weights[empty, nearest[empty]] = 1.0
-    return weights / weights.sum(axis=1, keepdims=True)
+def _inside(chain: CubeChain) -> npt.NDArray[np.bool_]:
+    inside = np.zeros((chain.cube_size,) * 3, bool)
+    inside[tuple(slice(*bounds) for bounds in chain.inside)] = True
+    return inside

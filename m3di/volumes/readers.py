@@ -1,6 +1,11 @@
-"""Scan files to arrays in scanner units with their geometry in RAS+ mm, and masks back to files."""
+"""Scan files to arrays in scanner units with their geometry in RAS+ mm, and masks back to files.
+
+Headers are read strictly by `m3di.volumes.formats`, voxels by one reader for all file formats: ITK's readers pad a
+truncated file with zeros and turn NaN into 0, both silently. DICOM pixels are decoded by pydicom and its plugins.
+"""
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -9,15 +14,26 @@ import numpy as np
 import numpy.typing as npt
 import SimpleITK as sitk
 
-from m3di.volumes.nifti import read_nifti
+from m3di.volumes.cases import LabelMap
+from m3di.volumes.formats import dicom, metaimage, mgh, nifti, npy, nrrd
+from m3di.volumes.formats.dicom_pixels import read_series
+from m3di.volumes.formats.header import LPS_TO_RAS, Header, require_file
+from m3di.volumes.formats.png import read_masks
+from m3di.volumes.formats.voxels import read_voxels
 from stores import atomic
 from stores.errors import CaseError
-from stores.geometry import Affine, Geometry
+from stores.geometry import CubeChain, Geometry
+from stores.recipe import digest_of
 
 Array = npt.NDArray[Any]
-LPS_TO_RAS: Final = np.diag([-1.0, -1.0, 1.0, 1.0])
+FORMATS: Final[dict[str, Callable[[Path], Header]]] = {
+    ".nii": nifti.parse, ".nii.gz": nifti.parse, ".hdr": nifti.parse, ".hdr.gz": nifti.parse, ".img": nifti.parse,
+    ".img.gz": nifti.parse, ".nrrd": nrrd.parse, ".nhdr": nrrd.parse, ".mha": metaimage.parse,
+    ".mhd": metaimage.parse, ".mgh": mgh.parse, ".mgz": mgh.parse, ".npy": npy.parse,
+}  # fmt: skip
 MAX_LABEL: Final = 255
-MAX_SHEAR: Final = 1e-3  # largest cosine between two axes
+SAME_GRID: Final = 0.1  # largest distance between two grids' corners, in voxels
+AIR_HU: Final = -1024  # CT values below are no tissue and no air, but padding of the scanner's software
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,123 +45,204 @@ class Volume:
         geometry: Where they are.
         modality: `CT`, `MR` or `unknown`.
         num_non_finite: Voxels that were NaN or infinite; they hold the smallest finite value now.
+        num_padding: Voxels outside the scanner's field of view: marked so in DICOM, or under -1024 in CT.
     """
 
     data: Array
     geometry: Geometry
     modality: str
     num_non_finite: int = 0
+    num_padding: int = 0
 
 
-def content_digest(path: Path) -> str:
-    """The sha256 hex digest of a file's bytes.
+def content_digest(path: Path, member: str = "") -> str:
+    """The sha256 hex digest of a scan's bytes: of its file, or of all its files in an order that names cannot change.
 
     Raises:
-        CaseError: E_MISSING or E_NOT_FILE.
+        CaseError: E_MISSING, E_NOT_FILE, or what reading the header finds.
     """
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except FileNotFoundError as error:
-        raise CaseError("E_MISSING", f"{path} does not exist", hint="check the manifest") from error
-    except IsADirectoryError as error:
-        raise CaseError("E_NOT_FILE", f"{path} is not a regular file", hint="give a scan's file") from error
+    digests = sorted(_file_digest(file) for file in _files_of(path, member))
+    if len(digests) == 1 and not member:
+        return digests[0]
+    return digest_of({"files": digests, "member": "" if path.is_dir() else member})
 
 
-def read_volume(path: Path, *, modality: str) -> Volume:
+def label_digest(label: LabelMap) -> str:
+    """Digest of a label map's bytes; of PNG masks with their names, which say where each belongs."""
+    if label.path.is_dir():
+        return digest_of({path.name: _file_digest(path) for path in sorted(label.path.glob("*.png"))})
+    return content_digest(label.path)
+
+
+def read_volume(path: Path, *, modality: str, member: str = "") -> Volume:
     """Read a scan.
 
+    Args:
+        path: A file, or the folder of a DICOM series.
+        modality: `CT`, `MR` or `unknown`; what DICOM says of itself wins.
+        member: Which scan in it; see `Case.member`.
+
     Raises:
-        CaseError: Saying what is wrong with the file; see `m3di.volumes.nifti`, and E_AFFINE, E_NO_SIGNAL.
+        CaseError: Saying what is wrong with it; see `m3di.volumes.formats`, and E_FORMAT, E_NO_SIGNAL.
     """
-    voxels = read_nifti(path)
-    geometry = read_geometry(path)
+    num_padding = 0
+    if path.suffix == ".npz":
+        voxels, geometry = npy.read_medmnist(path, member)
+    elif (parse := _parser(path)) is not None:
+        header = parse(path)
+        voxels, geometry = read_voxels(header), header.geometry
+    else:
+        series = dicom.select(path, member)
+        voxels, geometry, num_padding = read_series(series)
+        modality = series.modality if series.modality in ("CT", "MR") else modality
     data, num_non_finite = _finite(voxels, path)
-    if data.min() == data.max():
-        message = f"{path} has the value {data.flat[0]} in every voxel"
-        raise CaseError("E_NO_SIGNAL", message, hint="leave it out, or export it again")
-    return Volume(data, geometry, modality, num_non_finite)
+    low, high = data.min(), data.max()
+    if low == high:
+        raise CaseError("E_NO_SIGNAL", f"{path} has the value {low} in every voxel", hint="leave it out")
+    if modality == "CT" and low < AIR_HU:
+        num_padding = max(num_padding, int((data < AIR_HU).sum()))
+    return Volume(data, geometry, modality, num_non_finite, num_padding)
 
 
-def read_label(path: Path, *, like: Geometry) -> npt.NDArray[np.uint8]:
-    """Read a label map that lies on the grid `like`.
+def read_label(label: LabelMap, *, like: Geometry) -> npt.NDArray[np.uint8]:
+    """Read a label map that lies on the grid `like`, or on that grid with its axes permuted or flipped.
 
     Raises:
-        CaseError: As `read_volume`; E_LABEL_GEOMETRY for another grid; E_LABEL_VALUES for values other than whole
-            numbers from 0 to 255.
+        CaseError: As `read_volume`; E_FORMAT when several files could be the label map; E_LABEL_GEOMETRY for another
+            grid; E_LABEL_VALUES for values other than whole numbers from 0 to 255, or without a class.
     """
-    data = read_nifti(path)
-    geometry = read_geometry(path)
-    tolerance = 0.05 * min(like.spacing_mm)
-    if geometry.shape != like.shape or not np.allclose(geometry.affine, like.affine, rtol=1e-4, atol=tolerance):
-        message = f"label map {path} ({geometry.shape}) lies on another grid than its scan ({like.shape})"
-        raise CaseError("E_LABEL_GEOMETRY", message, hint="resample the label map to the scan's grid")
-    with np.errstate(invalid="ignore"):  # NaN has no whole number: the comparison finds it
-        label = data.astype(np.uint8)
-    if not np.array_equal(label, data):
-        message = f"label map {path} holds fractions, or values from {data.min()} to {data.max()}"
-        raise CaseError("E_LABEL_VALUES", message, hint=f"use whole numbers from 0 to {MAX_LABEL}")
-    return label
+    if label.rivals:
+        names = ", ".join(path.name for path in (label.path, *label.rivals))
+        message = f"several files could be the label map: {names}"
+        raise CaseError("E_FORMAT", message, hint="name one of them in a CSV manifest")
+    if label.drawn_on is not None:
+        stored = read_masks(label.path, label.drawn_on, like.shape)
+    else:
+        parse = _parser(label.path)
+        if parse is None:
+            raise CaseError(
+                "E_FORMAT", f"{label.path} is no label map that can be read", hint="convert it to .nii.gz"
+            )
+        header = parse(label.path)
+        stored = _on_grid(read_voxels(header), header.geometry, like, label.path)
+    return _classes(stored, label)
 
 
-def write_mask(path: Path, mask: npt.NDArray[np.uint8], *, like: Path) -> None:
-    """Write a label map as NIfTI on exactly the grid of the scan `like`, atomically.
+def write_mask(path: Path, mask: npt.NDArray[np.uint8], *, like: Geometry) -> None:
+    """Write a label map as NIfTI on exactly the grid of its scan, atomically.
 
     Args:
         path: Ends in `.nii.gz` or `.nii`.
         mask: Along the scan's own axes (i, j, k).
-        like: The scan.
+        like: The scan's grid.
     """
+    if mask.shape != like.shape:
+        raise ValueError(f"mask {mask.shape} does not fit the scan {like.shape}")
     image = sitk.GetImageFromArray(np.ascontiguousarray(mask.T))  # SimpleITK's arrays are (k, j, i)
-    reader = _reader(like)
-    if image.GetSize() != reader.GetSize()[:3]:
-        raise ValueError(f"mask {mask.shape} does not fit the scan {reader.GetSize()}")
-    image.SetSpacing(reader.GetSpacing()[:3])
-    image.SetOrigin(reader.GetOrigin()[:3])
-    rank = reader.GetDimension()
-    image.SetDirection(np.array(reader.GetDirection()).reshape(rank, rank)[:3, :3].ravel().tolist())
+    affine = LPS_TO_RAS @ like.affine
+    image.SetSpacing(like.spacing_mm)
+    image.SetOrigin(affine[:3, 3].tolist())
+    image.SetDirection((affine[:3, :3] / np.array(like.spacing_mm)).ravel().tolist())
     atomic.write_file(path, lambda temporary: sitk.WriteImage(image, str(temporary), useCompression=True))
 
 
-def read_geometry(path: Path) -> Geometry:
-    """Geometry of a NIfTI file as ITK understands its header; ITK's LPS world becomes RAS+.
+def _parser(path: Path) -> Callable[[Path], Header] | None:
+    """The header reader for a file's name; None for what must be DICOM.
 
     Raises:
-        CaseError: E_AFFINE, when the axes are not orthogonal.
+        CaseError: E_MISSING, or E_FORMAT for a file of no known format.
     """
-    reader = _reader(path)
-    direction = np.array(reader.GetDirection()).reshape(reader.GetDimension(), -1)[:3, :3]
-    cosines = np.abs(direction.T @ direction - np.eye(3))
-    if not np.isfinite(cosines).all() or cosines.max() > MAX_SHEAR:
-        message = f"{path} has axes that are not orthogonal (cosine {cosines.max():.3g})"
-        raise CaseError("E_AFFINE", message, hint="resample it to a grid with orthogonal axes")
-    affine: Affine = np.eye(4)
-    affine[:3, :3] = direction * np.array(reader.GetSpacing()[:3])
-    affine[:3, 3] = reader.GetOrigin()[:3]
-    x, y, z = reader.GetSize()[:3]
-    return Geometry((x, y, z), LPS_TO_RAS @ affine)
+    suffix = max((end for end in FORMATS if path.name.lower().endswith(end)), key=len, default="")
+    if suffix:
+        return FORMATS[suffix]
+    if not path.exists():
+        raise CaseError("E_MISSING", f"{path} does not exist", hint="check the manifest, or copy the file again")
+    if path.is_dir() or dicom.is_dicom(path):
+        return None
+    hint = f"known are {', '.join(FORMATS)} and DICOM"
+    raise CaseError("E_FORMAT", f"{path} is of no format that is read", hint=hint)
 
 
-def _reader(path: Path) -> sitk.ImageFileReader:
-    """A reader that has read the header of `path`."""
-    reader = sitk.ImageFileReader()
-    reader.SetFileName(str(path))
-    reader.SetImageIO("NiftiImageIO")
-    try:
-        reader.ReadImageInformation()
-    except RuntimeError as error:
-        reason = str(error).strip().splitlines()[-1]
-        code = "E_AFFINE" if "orthonormal" in reason or "irection" in reason else "E_HEADER"
-        raise CaseError(code, f"{path} cannot be read: {reason}", hint="write the file anew") from error
-    return reader
+def _files_of(path: Path, member: str) -> list[Path]:
+    """Every file that a scan is made of."""
+    if path.suffix == ".npz":
+        return [path]
+    parse = _parser(path)
+    if parse is None:
+        return list(dicom.select(path, member).files)
+    if path.suffix == ".npy":
+        return [path, npy.sidecar(path)] if npy.sidecar(path).is_file() else [path]
+    if path.name.lower().endswith((".nii", ".nii.gz", ".nrrd", ".mha", ".mgh", ".mgz")) or not path.is_file():
+        return [path]
+    return sorted({path, parse(path).file})
+
+
+def _file_digest(path: Path) -> str:
+    require_file(path)
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _on_grid(stored: Array, geometry: Geometry, like: Geometry, path: Path) -> Array:
+    """The label map along the axes of the scan."""
+    mine, scans = CubeChain(geometry, 1), CubeChain(like, 1)
+    distance = np.inf
+    if mine.canonical_shape == scans.canonical_shape:
+        corners = _corners(mine) - _corners(scans)
+        distance = float(np.linalg.norm(corners, axis=1).max()) / min(like.spacing_mm)
+    if not distance <= SAME_GRID:
+        by = f"they lie {distance:.3g} voxels apart" if np.isfinite(distance) else f"its scan has {like.shape}"
+        message = f"label map {path} ({geometry.shape}) lies on another grid than its scan: {by}"
+        raise CaseError("E_LABEL_GEOMETRY", message, hint="resample the label map to the scan's grid")
+    return scans.from_canonical(mine.to_canonical(stored))
+
+
+def _corners(chain: CubeChain) -> npt.NDArray[np.float64]:
+    """(8, 3) RAS+ mm of a grid's corner voxels, in canonical order."""
+    steps = np.indices((2, 2, 2)).reshape(3, 8).T * (np.array(chain.canonical_shape) - 1)
+    indices = np.where(chain.flips, np.array(chain.canonical_shape) - 1 - steps, steps)
+    source = np.empty_like(indices)
+    source[:, chain.axes] = indices
+    return source @ chain.source.affine[:3, :3].T + chain.source.affine[:3, 3]
+
+
+def _classes(stored: Array, label: LabelMap) -> npt.NDArray[np.uint8]:
+    """Class values, from stored ones."""
+    if label.codes:
+        return _decoded(stored, label)
+    if stored.dtype == np.uint8:
+        return stored
+    with np.errstate(invalid="ignore"):  # NaN has no whole number: the comparison finds it
+        classes = stored.astype(np.uint8)
+    if not np.array_equal(classes, stored):
+        message = f"label map {label.path} holds fractions, or values from {stored.min()} to {stored.max()}"
+        raise CaseError("E_LABEL_VALUES", message, hint=f"use whole numbers from 0 to {MAX_LABEL}")
+    return classes
+
+
+def _decoded(stored: Array, label: LabelMap) -> npt.NDArray[np.uint8]:
+    classes = np.zeros(stored.shape, np.uint8)
+    known = stored == 0
+    for first, last, value in label.codes:
+        within = (stored >= first) & (stored <= last)
+        classes[within] = value
+        known |= within
+    if not known.all():
+        strange = stored[~known].flat[0]
+        message = f"label map {label.path} holds {strange} in {int((~known).sum())} voxels, which means no structure"
+        ranges = ", ".join(f"{first}-{last}" if first != last else f"{first}" for first, last, _ in label.codes)
+        raise CaseError("E_LABEL_VALUES", message, hint=f"its values are 0, {ranges}")
+    return classes
 
 
 def _finite(data: Array, path: Path) -> tuple[Array, int]:
-    """Replace NaN and infinities by the smallest finite value, and count them."""
+    """Replace NaN and infinities, in place, by the smallest finite value, and count them."""
     if data.dtype.kind != "f":
         return data, 0
     finite = np.isfinite(data)
     count = data.size - int(finite.sum())
     if count == data.size:
         raise CaseError("E_NO_SIGNAL", f"{path} has no finite voxel", hint="export it again")
-    return (np.where(finite, data, data[finite].min()), count) if count else (data, 0)
+    if count:
+        np.copyto(data, data.min(initial=np.inf, where=finite), where=~finite)
+    return data, count

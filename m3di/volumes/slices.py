@@ -1,42 +1,52 @@
 """Slice images as the 2D models see them: from the scanner's grid, in the radiologist's orientation."""
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
-from m3di.volumes.preprocess import Cube, Floats, apply_separable, axis_weights
-from stores.geometry import NORMAL_AXIS, CubeChain
+from m3di.volumes.preprocess import Cube
+from m3di.volumes.resample import AxisWeights, Floats, Grid, axis_weights
+from stores.geometry import NORMAL_AXIS, PLANES, CubeChain
 
 SIGNAL = 0.05  # intensity above which a pixel shows something
 MIN_SHARE = 0.01  # share of in-scan pixels that must show something
 
 
-def render_plane(
-    normalised: Floats, chain: CubeChain, plane: int, indices: npt.NDArray[np.integer], size: int
-) -> npt.NDArray[np.uint8]:
-    """Render slices of one plane straight from the scan.
+def plane_grids(chain: CubeChain, positions: npt.NDArray[np.integer[Any]], size: int) -> list[Grid]:
+    """Grids of the slice stacks of the three planes.
 
     Along the normal a slice is as thick as a voxel of the cube; in plane the cube's square field of view becomes
-    `size` x `size` pixels. Axial rows run to posterior and columns to the patient's left; coronal rows to inferior
-    and columns to the left; sagittal rows to inferior and columns to posterior.
+    `size` x `size` pixels.
 
     Args:
-        normalised: The scan in [0, 1], along its own axes.
         chain: The scan's chain to its cube.
-        plane: Number in `PLANES`.
-        indices: (s,) positions in the cube along the plane's normal.
+        positions: (s,) positions in the cube along the planes' normals.
         size: Edge of the images, pixels.
+    """
+    pixels = [axis_weights(chain, axis, count=size) for axis in range(3)]
+    normals = [AxisWeights(axis_weights(chain, axis).matrix[positions]) for axis in range(3)]
+    grids = []
+    for normal in (NORMAL_AXIS[plane] for plane in range(len(PLANES))):
+        x, y, z = (normals[axis] if axis == normal else pixels[axis] for axis in range(3))
+        grids.append((x, y, z))
+    return grids
 
-    Returns:
-        (s, y, x) images.
+
+def displayed(stack: npt.NDArray[Any], plane: int) -> npt.NDArray[Any]:
+    """View a stack (x, y, z) as slices (s, rows, columns) of a plane, as a radiologist expects them.
+
+    Axial rows run to posterior and columns to the patient's left; coronal rows to inferior and columns to the left;
+    sagittal rows to inferior and columns to posterior.
     """
     normal = NORMAL_AXIS[plane]
-    pixel_mm = chain.edge_mm / size
-    weights = [axis_weights(chain, axis, to_voxel_mm=pixel_mm, count=size) for axis in range(3)]
-    weights[normal] = axis_weights(chain, normal, to_voxel_mm=chain.voxel_mm)[indices]
-    stack = apply_separable(chain.to_canonical(normalised), weights)
     rows, columns = (axis for axis in (2, 1, 0) if axis != normal)
-    images = stack.transpose(normal, rows, columns)[:, ::-1, ::-1]
-    return np.rint(images * 255).astype(np.uint8)
+    return stack.transpose(normal, rows, columns)[:, ::-1, ::-1]
+
+
+def to_images(stack: Floats, plane: int) -> npt.NDArray[np.uint8]:
+    """Grey images (s, y, x) of a plane's stack in [0, 1]."""
+    return np.rint(displayed(stack, plane) * 255).astype(np.uint8)
 
 
 def nonblank(cube: Cube) -> npt.NDArray[np.bool_]:

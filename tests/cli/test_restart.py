@@ -87,7 +87,7 @@ def test_one_bad_scan_is_quarantined_and_the_others_are_built(tmp_path):
     refused = next(event for event in events(done) if event.get("event") == "quarantined")
     assert (refused["volume"], refused["code"]) == ("head_001", "E_TRUNCATED")
     table = (tmp_path / "store/quarantine.tsv").read_text().splitlines()
-    assert table[1].split("\t")[:3] == ["head_001", "head_001.nii.gz", "E_TRUNCATED"]
+    assert table[1].split("\t")[:3] == ["head_001", "imagesTr/head_001.nii.gz", "E_TRUNCATED"]
     assert str(tmp_path) not in table[1], "no path"
     facts = json.loads(m3di("info", "--store", "store", "--json", cwd=tmp_path).stdout)
     assert (facts["volumes"], facts["quarantined"]) == (2, 1)

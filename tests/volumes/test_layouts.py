@@ -1,8 +1,7 @@
-import json
-
 import pytest
 
-from m3di.volumes.layouts import discover, label_names
+from m3di.volumes.layouts import discover
+from m3di.volumes.layouts.msd import label_names
 from stores.errors import RefusedError
 from tests.phantoms import head, ras_affine, write_msd_dataset, write_scan
 
@@ -14,14 +13,15 @@ def test_msd_lists_its_cases(tmp_path):
     assert (first.modality, first.body_part, first.dataset) == ("MR", "head", "Phantom heads")
     assert first.image.is_file()
     assert first.label is not None
-    assert first.label.is_file()
+    assert first.label.path.is_file()
+    assert first.label.names == {1: "front", 2: "back"}
     assert discover(root / "dataset.json") == [first, second]
-    assert label_names(root) == {0: "background", 1: "front", 2: "back"}
 
 
-def test_nnunet_label_names(tmp_path):
-    (tmp_path / "dataset.json").write_text(json.dumps({"labels": {"background": 0, "liver": 1}}))
-    assert label_names(tmp_path) == {0: "background", 1: "liver"}
+def test_label_names_of_either_form_and_of_regions():
+    assert label_names({"labels": {"background": 0, "liver": 1}}) == {1: "liver"}
+    regions = {"background": 0, "whole tumour": [1, 2, 3], "core": [2, 3], "enhancing": 3, "ignore": 4}
+    assert label_names({"labels": regions}) == {1: "whole tumour", 2: "core", 3: "enhancing"}
 
 
 def test_a_folder_pairs_scans_with_label_maps(tmp_path):
@@ -30,12 +30,12 @@ def test_a_folder_pairs_scans_with_label_maps(tmp_path):
         write_scan(tmp_path / "deep" / f"{name}.nii.gz", image, affine=ras_affine((1, 1, 1)))
     write_scan(tmp_path / "deep" / "patient003_frame01_gt.nii.gz", label, affine=ras_affine((1, 1, 1)))
     cases = {case.id: case for case in discover(tmp_path)}
-    assert set(cases) == {"sub-01_T1w", "sub-02_ses-1_ct", "patient003_frame01"}
-    assert cases["sub-02_ses-1_ct"].subject == "sub-02"
-    assert cases["sub-02_ses-1_ct"].modality == "CT"
-    assert cases["patient003_frame01"].subject == "patient003"
-    assert cases["patient003_frame01"].label is not None
-    assert cases["sub-01_T1w"].label is None
+    assert set(cases) == {"deep_sub-01_T1w", "deep_sub-02_ses-1_ct", "deep_patient003_frame01"}
+    assert cases["deep_sub-02_ses-1_ct"].subject == "sub-02"
+    assert cases["deep_sub-02_ses-1_ct"].modality == "CT"
+    assert cases["deep_patient003_frame01"].subject == "patient003"
+    assert cases["deep_patient003_frame01"].label.path.name == "patient003_frame01_gt.nii.gz"
+    assert cases["deep_sub-01_T1w"].label is None
 
 
 def test_one_scan_is_a_set_of_one(tmp_path):

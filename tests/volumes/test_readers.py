@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
+from m3di.volumes.cases import LabelMap
 from m3di.volumes.readers import content_digest, read_label, read_volume, write_mask
 from stores.errors import CaseError
 from stores.geometry import Geometry
@@ -37,9 +38,9 @@ def test_orientation_is_named_by_where_the_axes_point():
 def test_a_mask_lies_on_the_scans_own_grid(tmp_path, affine):
     image, label = head()
     scan = write_scan(tmp_path / "scan.nii.gz", image, affine=affine)
-    write_mask(tmp_path / "mask.nii.gz", label, like=scan)
     geometry = read_volume(scan, modality="MR").geometry
-    np.testing.assert_array_equal(read_label(tmp_path / "mask.nii.gz", like=geometry), label)
+    write_mask(tmp_path / "mask.nii.gz", label, like=geometry)
+    np.testing.assert_array_equal(read_label(LabelMap(tmp_path / "mask.nii.gz"), like=geometry), label)
     mask = sitk.ReadImage(str(tmp_path / "mask.nii.gz"))
     original = sitk.ReadImage(str(scan))
     for fact in ("GetSize", "GetSpacing", "GetOrigin", "GetDirection"):
@@ -53,6 +54,8 @@ def test_big_endian_files_are_read(tmp_path):
     struct.pack_into(">hh", header, 70, 4, 16)
     struct.pack_into(">8f", header, 76, 1, 1, 1, 1, 0, 0, 0, 0)
     struct.pack_into(">f", header, 108, 352)
+    struct.pack_into(">hh", header, 252, 0, 1)
+    struct.pack_into(">12f", header, 280, 1, 0, 0, 5, 0, 1, 0, 6, 0, 0, 1, 7)
     header[344:348] = b"n+1\0"
     data = np.arange(24, dtype=">i2")
     (tmp_path / "big.nii").write_bytes(bytes(header) + data.tobytes())
@@ -135,11 +138,11 @@ def test_a_sheared_affine_is_refused(tmp_path):
 
 
 def test_missing_files_and_folders_are_refused(tmp_path):
+    (tmp_path / "folder.nii").mkdir()
     for read in (content_digest, lambda path: read_volume(path, modality="MR")):
-        with pytest.raises(CaseError, match="E_MISSING"):
-            read(tmp_path / "nothing.nii")
-        with pytest.raises(CaseError, match="E_NOT_FILE"):
-            read(tmp_path)
+        for name, code in (("nothing.nii", "E_MISSING"), ("folder.nii", "E_NOT_FILE"), (".", "E_NOT_DICOM")):
+            with pytest.raises(CaseError, match=code):
+                read(tmp_path / name)
 
 
 def test_labels_are_checked_against_the_scan(tmp_path):
@@ -152,4 +155,4 @@ def test_labels_are_checked_against_the_scan(tmp_path):
     large = write_scan(tmp_path / "large.nii", label.astype(np.int16) * 300, affine=affine)
     for path, code in ((shifted, "GEOMETRY"), (cropped, "GEOMETRY"), (fractions, "VALUES"), (large, "VALUES")):
         with pytest.raises(CaseError, match=f"E_LABEL_{code}"):
-            read_label(path, like=geometry)
+            read_label(LabelMap(path), like=geometry)

@@ -1,7 +1,8 @@
 import numpy as np
 
-from m3di.volumes.preprocess import make_cube
-from m3di.volumes.slices import nonblank, render_plane
+from m3di.volumes.preprocess import Cube, cube_grid
+from m3di.volumes.resample import resample
+from m3di.volumes.slices import nonblank, plane_grids, to_images
 from stores.geometry import CubeChain, Geometry
 from tests.phantoms import ras_affine
 
@@ -13,6 +14,12 @@ def mark(right, anterior, superior):
     scan = np.zeros(SHAPE, np.float32)
     scan[tuple(slice(8, 16) if high else slice(0, 8) for high in (right, anterior, superior))] = 1
     return scan, CubeChain(Geometry(SHAPE, ras_affine((1.0, 1.0, 1.0))), 16)
+
+
+def render_plane(scan, chain, plane, positions, size):
+    """Slice images of one plane of a scan in [0, 1]."""
+    stacks = resample(chain.to_canonical(scan), plane_grids(chain, positions, size))
+    return to_images(stacks[plane], plane)
 
 
 def brightest_quadrant(image):
@@ -51,8 +58,9 @@ def test_slices_come_from_the_scan_not_from_the_cube():
 def test_blank_slices_are_those_outside_or_empty():
     scan = np.zeros((8, 16, 16), np.float32)
     scan[:, :, 4:10] = 0.5
-    cube = make_cube(scan, Geometry(scan.shape, ras_affine((1.0, 1.0, 1.0))), 16)
-    axial, coronal, sagittal = nonblank(cube)
+    chain = CubeChain(Geometry(scan.shape, ras_affine((1.0, 1.0, 1.0))), 16)
+    (data,) = resample(chain.to_canonical(scan), [cube_grid(chain)])
+    axial, coronal, sagittal = nonblank(Cube(data, chain))
     assert np.flatnonzero(axial).tolist() == list(range(4, 10))
     assert coronal.all()
     assert np.flatnonzero(sagittal).tolist() == list(range(4, 12)), "the rest is padding"

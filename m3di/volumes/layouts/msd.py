@@ -1,0 +1,85 @@
+"""Medical Segmentation Decathlon: `dataset.json` lists the training images and their label maps.
+
+A folder of such folders (3DSeg-8, the whole decathlon) is one dataset each, with its own modality and body part.
+"""
+
+from pathlib import Path
+from typing import Any, Final
+
+from m3di.volumes.cases import Case, LabelMap, body_part_of, modality_of, safe_id
+from m3di.volumes.layouts.names import stem_of, subject_of
+from m3di.volumes.manifests import inside, read_json
+from stores.errors import RefusedError
+
+MANIFEST: Final = "dataset.json"
+
+
+def matches(root: Path) -> bool:
+    """Whether there is a manifest, here or in each of several folders below."""
+    return bool(datasets(root))
+
+
+def datasets(root: Path) -> list[Path]:
+    """The folders with a manifest: the one given, or those directly below it."""
+    folder = root.parent if root.name == MANIFEST else root
+    if (folder / MANIFEST).is_file():
+        return [folder]
+    return sorted(path.parent for path in folder.glob(f"*/{MANIFEST}")) if folder.is_dir() else []
+
+
+def cases(root: Path) -> list[Case]:
+    """The training cases of a dataset, or of each dataset below a folder."""
+    return [case for folder in datasets(root) for case in _cases(folder)]
+
+
+def label_names(manifest: dict[str, Any]) -> dict[int, str]:
+    """Class name of each label value, background left out.
+
+    Reads MSD's `{"1": "liver"}`, nnU-Net's `{"liver": 1}`, and its regions `{"tumour": [1, 2], "core": [2]}`, where a
+    value gets the name of the smallest region that holds it.
+
+    Raises:
+        RefusedError: E_MANIFEST, when a name has no whole number from 0 to 255.
+    """
+    names: dict[int, str] = {}
+    size: dict[int, int] = {}
+    for key, value in mapping(manifest, "labels").items():
+        name, values = (value, [key]) if str(key).isdigit() else (key, value if isinstance(value, list) else [value])
+        for number in values:
+            if not str(number).isdigit() or int(number) > 255:
+                message = f"label {name!r} in {MANIFEST} has the value {number!r}"
+                raise RefusedError("E_MANIFEST", message, hint="label values are whole numbers from 0 to 255")
+            if int(number) and str(name) != "ignore" and len(values) < size.get(int(number), 256):
+                names[int(number)], size[int(number)] = str(name), len(values)
+    return dict(sorted(names.items()))
+
+
+def mapping(manifest: dict[str, Any], name: str) -> dict[str, Any]:
+    """An object in the manifest; empty when it is missing.
+
+    Raises:
+        RefusedError: E_MANIFEST.
+    """
+    value = manifest.get(name, {})
+    if not isinstance(value, dict):
+        raise RefusedError("E_MANIFEST", f"{name!r} in {MANIFEST} is not an object", hint="see the format's pages")
+    return value
+
+
+def _cases(folder: Path) -> list[Case]:
+    manifest = read_json(folder / MANIFEST)
+    name = str(manifest.get("name", folder.name))
+    modality = modality_of(" ".join(str(value) for value in mapping(manifest, "modality").values()))
+    names = label_names(manifest)
+    entries = manifest.get("training", [])
+    if not isinstance(entries, list):
+        raise RefusedError("E_MANIFEST", f"'training' in {MANIFEST} is not a list", hint="see the MSD format")
+    found = []
+    for entry in entries:
+        listed = entry if isinstance(entry, dict) else {"image": entry}
+        image = inside(folder, listed.get("image"))
+        label = LabelMap(inside(folder, listed["label"]), names) if listed.get("label") else None
+        stem = stem_of(image)
+        part = body_part_of(f"{name} {folder.name}")
+        found.append(Case(safe_id(stem), safe_id(subject_of(stem)), name, modality, part, image, label, folder))
+    return found

@@ -1,0 +1,51 @@
+"""A CSV or TSV manifest: a line a scan, with whatever its columns tell.
+
+Columns: `image` (required; a path below the manifest's folder), `id`, `label`, `subject`, `modality`, `body_part`,
+`dataset`, and `group`, `cdr`, `diagnosis` for tasks. Other columns are left alone.
+"""
+
+from pathlib import Path
+from typing import Final
+
+from m3di.volumes.cases import MODALITIES, Case, LabelMap, body_part_of, modality_of, safe_id
+from m3di.volumes.layouts.names import stem_of, subject_of
+from m3di.volumes.manifests import inside, read_table
+from stores.errors import RefusedError
+
+ATTRIBUTES: Final = ("group", "cdr", "diagnosis")
+
+
+def matches(root: Path) -> bool:
+    """Whether this is a table."""
+    return root.is_file() and root.suffix.lower() in (".csv", ".tsv")
+
+
+def cases(root: Path) -> list[Case]:
+    """The scans that the table lists, in its order."""
+    rows = [{name.lower(): value for name, value in row.items()} for row in read_table(root)]
+    if rows and "image" not in rows[0]:
+        message = f"{root.name} has no column 'image' (it has: {', '.join(rows[0])})"
+        raise RefusedError("E_MANIFEST", message, hint="name the column of the scans' paths 'image'")
+    return [_case(row, root) for row in rows]
+
+
+def _case(row: dict[str, str], root: Path) -> Case:
+    folder = root.parent
+    image = inside(folder, row["image"])
+    stem = stem_of(image) if image.is_file() else image.name
+    modality = row.get("modality", "")
+    if modality and modality.lower() not in MODALITIES:
+        message = f"{root.name} gives {row['image']!r} the modality {modality!r}"
+        raise RefusedError("E_MANIFEST", message, hint=f"use one of {', '.join(MODALITIES)}, or leave it empty")
+    name = row.get("dataset") or root.stem
+    return Case(
+        id=safe_id(row.get("id") or stem),
+        subject=safe_id(row.get("subject") or subject_of(row.get("id") or stem)),
+        dataset=name,
+        modality=MODALITIES[modality.lower()] if modality else modality_of(f"{name} {stem}"),
+        body_part=row.get("body_part") or body_part_of(f"{name} {stem}"),
+        image=image,
+        label=LabelMap(inside(folder, row["label"])) if row.get("label") else None,
+        root=folder,
+        attributes={column: row[column] for column in ATTRIBUTES if row.get(column)},
+    )
