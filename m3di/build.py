@@ -4,34 +4,24 @@ Each stage commits item by item and skips what is up to date, so a rerun continu
 """
 
 import os
-import signal
-from collections import deque
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Executor, Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from multiprocessing import get_context, parent_process
-from multiprocessing.connection import wait
 from pathlib import Path
-from threading import Thread
-from typing import Any
-
-import numpy as np
-import SimpleITK as sitk
-from threadpoolctl import threadpool_limits
 
 from m3di.config import Config
 from m3di.events import Report
-from m3di.volumes import preprocess, readers, slices
-from m3di.volumes.cases import Case
-from m3di.volumes.layouts import discover_all
+from m3di.teachers.stage import caption_volumes, embed_volumes, ensure_teacher
+from m3di.training.runtime import stop_on_signals
+from m3di.volumes.cases import Case, safe_id
+from m3di.volumes.layouts import Dataset, survey
+from m3di.volumes.layouts.discovery import NO_SCAN_HINT
+from m3di.volumes.pool import prepare_all
+from m3di.volumes.prepare import identify
 from stores import Store
-from stores.errors import CaseError, RefusedError, ResourceError
-from stores.geometry import PLANES
+from stores.errors import CaseError, RefusedError
 from stores.manifest import MARKER
-from stores.recipe import Recipe, digest_of
-from stores.records import VolumeRecord, pack_bits
+from stores.recipe import Recipe
+from stores.records import VolumeRecord
 from stores.store import Quarantined
 
 
@@ -47,15 +37,6 @@ class BuildSummary:
     described: int
     embedded: int
     digest: str
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """One case, ready to be committed."""
-
-    record: VolumeRecord
-    parts: dict[str, Any]
-    warnings: tuple[tuple[str, str], ...] = ()
 
 
 def build_store(
@@ -78,7 +59,7 @@ def build_store(
         config: All settings.
         layout: How the sources are laid out; `auto` finds out.
         limit: Take the first cases only.
-        workers: Processes that read and resample; by default one a core.
+        workers: Processes that read and resample, by default one a core; 0 does it in this process.
         strict: Refuse the build at the first bad case instead of quarantining it.
         device: Where the teacher runs.
         report: Receives the events; `committed` comes only after the item is durable.
@@ -87,12 +68,12 @@ def build_store(
         RefusedError, LockedError, DamagedError, ResourceError: See `stores.errors`.
         Interrupted: On TERM or INT, after the item in hand.
     """
-    # Here, because worker processes import this module and need no torch.
-    from m3di.teachers.stage import caption_volumes, embed_volumes, ensure_teacher  # noqa: PLC0415
-    from m3di.training.runtime import stop_on_signals  # noqa: PLC0415
-
-    cases = discover_all(sources, layout=layout, follow_links=config.sources.follow_links)[:limit]
+    datasets = survey(sources, layout=layout, follow_links=config.sources.follow_links)
+    for dataset in datasets:
+        report("found", dataset=dataset.name, layout=dataset.layout, cases=len(dataset.cases))
+    cases = [case for dataset in datasets for case in dataset.cases][:limit]
     with Store.create_or_open(path, config.volumes) as store, stop_on_signals() as stop:
+        num_empty = refuse_empty(store, datasets, strict=strict, report=report)
         built, refused = commit_volumes(
             store, cases, workers=workers, strict=strict, report=report, check=stop.raise_if_set
         )
@@ -107,7 +88,7 @@ def build_store(
             cases=len(cases),
             built=built,
             up_to_date=len(cases) - built - refused,
-            quarantined=refused,
+            quarantined=refused + num_empty,
             described=described,
             embedded=embedded,
             digest=store.digest(),
@@ -123,23 +104,28 @@ class PlanItem:
     reason: str
 
 
-def plan(cases: Sequence[Case], path: Path, config: Config) -> list[PlanItem]:
-    """Say what a build would do with each case, without writing anything.
+def plan(
+    sources: Sequence[Path], path: Path, config: Config, *, layout: str = "auto", limit: int | None = None
+) -> list[PlanItem]:
+    """Say what a build would do with each case, without writing anything; arguments as of `build_store`.
 
     Raises:
-        RefusedError: E_CONFIG, when the store has another recipe.
+        RefusedError: As `build_store`; E_CONFIG also when the store has another recipe.
     """
+    datasets = survey(sources, layout=layout, follow_links=config.sources.follow_links)
+    cases = [case for dataset in datasets for case in dataset.cases][:limit]
     known: dict[str, VolumeRecord] = {}
     if (path / MARKER).exists():
         with Store(path) as store:
             store.require_recipe(config.volumes)
             known = {record.volume: record for record in store.records()}
-    return [_plan(case, known.get(case.id), config.volumes) for case in cases]
+    empty = [PlanItem(dataset.name, "quarantine", _no_scan(dataset)) for dataset in datasets if not dataset.cases]
+    return [_plan(case, known.get(case.id), config.volumes) for case in cases] + empty
 
 
 def _plan(case: Case, known: VolumeRecord | None, recipe: Recipe) -> PlanItem:
     try:
-        item = _identify(case, recipe)[2]
+        item = identify(case, recipe)[2]
     except CaseError as error:
         return PlanItem(case.id, "quarantine", _below_root(error.message, case))
     if known is None:
@@ -150,7 +136,13 @@ def _plan(case: Case, known: VolumeRecord | None, recipe: Recipe) -> PlanItem:
 
 
 def commit_volumes(
-    store: Store, cases: Sequence[Case], *, workers: int | None, strict: bool, report: Report, check: Any
+    store: Store,
+    cases: Sequence[Case],
+    *,
+    workers: int | None,
+    strict: bool,
+    report: Report,
+    check: Callable[[], None],
 ) -> tuple[int, int]:
     """Build and commit the volumes that are not up to date, in the order of the cases.
 
@@ -158,9 +150,12 @@ def commit_volumes(
         How many were built, and how many cases were refused.
     """
     built = refused = 0
-    known = store.quarantined()
+    quarantined = store.quarantined()
+    known = {record.volume: record.item_digest for record in store.records()}
+    if workers is None:
+        workers = len(os.sched_getaffinity(0))
     report("begin", stage="volumes", cases=len(cases))
-    for case, outcome in _prepare_all(store, cases, workers=workers):
+    for case, outcome in prepare_all(cases, store.recipe, known, workers=min(workers, len(cases))):
         check()
         if isinstance(outcome, CaseError):
             if strict:
@@ -168,11 +163,11 @@ def commit_volumes(
                 raise RefusedError(outcome.code, f"case {case.id}: {message}", hint=outcome.hint)
             refused += 1
             row = Quarantined(case.id, case.source, outcome.code, _below_root(outcome.message, case))
-            if row not in known:
+            if row not in quarantined:
                 store.commit_quarantine(row)
             report("quarantined", volume=case.id, code=outcome.code, message=row.message)
         elif outcome is not None:
-            store.commit_volume(outcome.record, outcome.parts)
+            store.commit_volume(outcome.record, outcome.chunks)
             built += 1
             report("committed", volume=case.id, stage="volumes")
             for code, message in outcome.warnings:
@@ -193,148 +188,30 @@ def duplicates(store: Store) -> list[tuple[str, ...]]:
     return [tuple(group) for group in groups.values() if len(group) > 1]
 
 
-def prepare(case: Case, recipe: Recipe, known: str) -> Prepared | None:
-    """Turn one case into a record and arrays; None when the item digest is `known` already.
+def refuse_empty(store: Store, datasets: Sequence[Dataset], *, strict: bool, report: Report) -> int:
+    """Quarantine the places among the sources that hold no scan, as long as they hold none; returns how many.
 
     Raises:
-        CaseError: When the scan or its label map cannot be used.
+        RefusedError: E_FORMAT, when strict.
     """
-    source, label_source, item = _identify(case, recipe)
-    if item == known:
-        return None
-    volume = readers.read_volume(case.image, modality=case.modality, member=case.member)
-    chain = preprocess.chain_of(volume, recipe)
-    positions = slice_positions(recipe)
-    grids = slices.plane_grids(chain, positions, recipe.slice_size) if recipe.slice_size else []
-    cube, stacks = preprocess.canonicalise(volume, recipe, grids)
-    parts: dict[str, Any] = {"image": cube.data.astype(np.float16)}
-    warnings = _warnings(volume)
-    if recipe.labels and case.label:
-        label = readers.read_label(case.label, like=volume.geometry)
-        parts["label"] = preprocess.make_label_cube(label, chain)
-        if not label.any():
-            warnings.append(("W_EMPTY_LABEL", "its label map holds background only"))
-    valid = slices.nonblank(cube) & np.isin(np.arange(recipe.cube_size), positions if recipe.slice_size else [])
-    for plane, stack in enumerate(stacks):
-        images = slices.to_images(stack, plane)
-        images[~valid[plane][positions]] = 0
-        parts[PLANES[plane]] = images
-    record = VolumeRecord(
-        volume=case.id,
-        subject=case.subject,
-        dataset=case.dataset,
-        modality=volume.modality,
-        body_part=case.body_part,
-        source_digest=source,
-        label_digest=label_source,
-        item_digest=item,
-        slot=-1,
-        source=volume.geometry,
-        valid=(pack_bits(valid[0]), pack_bits(valid[1]), pack_bits(valid[2])),
-        num_non_finite=volume.num_non_finite,
-        num_padding=volume.num_padding,
-    )
-    return Prepared(record, parts, tuple(warnings))
+    quarantined = store.quarantined()
+    for dataset in datasets:
+        message = _no_scan(dataset)
+        row = Quarantined(safe_id(dataset.name), dataset.name, "E_FORMAT", message)
+        if dataset.cases and row in quarantined:
+            store.lift_quarantine(row.case)
+        if dataset.cases:
+            continue
+        if strict:
+            raise RefusedError(row.code, message, hint=NO_SCAN_HINT)
+        if row not in quarantined:
+            store.commit_quarantine(row)
+        report("quarantined", dataset=dataset.name, code=row.code, message=message)
+    return sum(not dataset.cases for dataset in datasets)
 
 
-def _warnings(volume: readers.Volume) -> list[tuple[str, str]]:
-    """What a user should know of a scan that is usable nevertheless."""
-    found = []
-    if volume.num_non_finite:
-        found.append(("W_NON_FINITE", f"{volume.num_non_finite} voxels are not finite; they count as background"))
-    if volume.num_padding:
-        found.append(("W_PADDING", f"{volume.num_padding} voxels lie outside the scanner's field of view"))
-    return found
-
-
-def _identify(case: Case, recipe: Recipe) -> tuple[str, str, str]:
-    """Digests of the scan, of its label map (empty when it plays no part), and of the item that they make."""
-    source = readers.content_digest(case.image, case.member)
-    label = readers.label_digest(case.label) if recipe.labels and case.label else ""
-    return (
-        source,
-        label,
-        digest_of({"source": source, "label": label, "recipe": recipe.digest, "facts": _facts(case)}),
-    )
-
-
-def slice_positions(recipe: Recipe) -> np.ndarray:
-    """Positions of the cube at which slices are rendered: the middle of each stride."""
-    return np.arange(recipe.slice_stride // 2, recipe.cube_size, recipe.slice_stride)
-
-
-def _facts(case: Case) -> dict[str, str]:
-    return {
-        "subject": case.subject,
-        "dataset": case.dataset,
-        "modality": case.modality,
-        "body_part": case.body_part,
-    }
-
-
-def _prepare_all(
-    store: Store, cases: Sequence[Case], *, workers: int | None
-) -> Iterator[tuple[Case, Prepared | CaseError | None]]:
-    """Prepare cases in worker processes, a few ahead, and give the outcomes in the order of the cases."""
-    known = {record.volume: record.item_digest for record in store.records()}
-    count = min(workers or len(os.sched_getaffinity(0)), len(cases))
-    with _executor(count) as executor:
-        waiting: deque[tuple[Case, Future[Prepared | None]]] = deque()
-        for case in cases:
-            waiting.append((case, executor.submit(prepare, case, store.recipe, known.get(case.id, ""))))
-            if len(waiting) > count:
-                yield _outcome(*waiting.popleft())
-        while waiting:
-            yield _outcome(*waiting.popleft())
-
-
-def _outcome(case: Case, future: "Future[Prepared | None]") -> tuple[Case, Prepared | CaseError | None]:
-    try:
-        return case, future.result()
-    except CaseError as error:
-        return case, error
-    except BrokenProcessPool as error:
-        message = f"a worker process died at or before case {case.id}"
-        raise ResourceError("E_WORKER", message, hint="free memory or lower --workers, and run again") from error
-    except MemoryError as error:
-        raise ResourceError("E_MEMORY", f"out of memory at case {case.id}", hint="lower --workers") from error
-
-
-@contextmanager
-def _executor(count: int) -> Iterator[Executor]:
-    """Worker processes (spawned, so that no lock or open store is inherited); this process itself for one."""
-    if count <= 1:
-        yield _Inline()
-        return
-    with ProcessPoolExecutor(count, mp_context=get_context("spawn"), initializer=_begin_worker) as executor:
-        try:
-            yield executor
-        except BaseException:
-            executor.shutdown(wait=False, cancel_futures=True)
-            raise
-
-
-class _Inline(Executor):
-    """Runs each call at once, in this process."""
-
-    def submit(self, function: Any, /, *args: Any, **kwargs: Any) -> "Future[Any]":
-        future: Future[Any] = Future()
-        try:
-            future.set_result(function(*args, **kwargs))
-        except CaseError as error:
-            future.set_exception(error)
-        return future
-
-
-def _begin_worker() -> None:
-    """One core a worker, as they are as many as the cores; signals are the parent's to handle."""
-    parent = parent_process()
-    if parent is not None:  # a killed parent cannot say goodbye: leave when it is gone
-        Thread(target=lambda: (wait([parent.sentinel]), os._exit(1)), daemon=True).start()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
-    threadpool_limits(1)
+def _no_scan(dataset: Dataset) -> str:
+    return f"no scan found in {dataset.name} (layout {dataset.layout})"
 
 
 def _below_root(message: str, case: Case) -> str:

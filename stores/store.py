@@ -8,8 +8,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
-import numpy.typing as npt
-
 from stores import atomic, manifest
 from stores.database import Database
 from stores.embeddings import EmbeddingStore, Rows, encode_block
@@ -18,7 +16,7 @@ from stores.index import StoreIndex
 from stores.keys import FINGERPRINT_LENGTH, block_key, derived_key, volume_key
 from stores.recipe import Recipe, digest_of
 from stores.records import Captions, RowsRecord, VolumeRecord
-from stores.volumes import VolumeStore
+from stores.volumes import Chunk, VolumeStore
 
 PARTS: Final = ("image", "text")
 _CURRENT: Final = b"current"
@@ -205,12 +203,12 @@ class Store:
 
     # Writing
 
-    def commit_volume(self, record: VolumeRecord, parts: Mapping[str, npt.NDArray[Any]]) -> VolumeRecord:
+    def commit_volume(self, record: VolumeRecord, chunks: Mapping[str, Chunk]) -> VolumeRecord:
         """Make a volume durable and visible; its slot and objects are filled in here."""
         with self._database.reading() as transaction:
             slot = transaction.get_json("meta", _NEXT_SLOT) or 0
         replaced = self.find(record.volume)
-        objects = self.volumes.write(slot, parts)
+        objects = self.volumes.write(slot, chunks)
         committed = replace(record, slot=slot, objects=objects)
         key = volume_key(record.volume)
         with self._database.writing() as transaction:
@@ -263,6 +261,11 @@ class Store:
         with self._database.writing() as transaction:
             transaction.put_json("quarantine", key, vars(refused))
             transaction.delete("volumes", key)
+
+    def lift_quarantine(self, case: str) -> None:
+        """Forget that a case was refused."""
+        with self._database.writing() as transaction:
+            transaction.delete("quarantine", volume_key(case))
 
     def write_quarantine_table(self) -> Path:
         """Write `quarantine.tsv`: id, source name relative to the root, code, message."""

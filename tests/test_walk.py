@@ -41,7 +41,7 @@ def config():
 def walked(tmp_path_factory, config):
     root = tmp_path_factory.mktemp("walk")
     data = write_msd_dataset(root / "data", 5)
-    build_store([data], root / "store", config, workers=1, report=ignore)
+    build_store([data], root / "store", config, workers=0, report=ignore)
     return root
 
 
@@ -75,7 +75,7 @@ def test_a_second_build_does_nothing(walked, config):
     before = {path: path.stat().st_mtime_ns for path in (walked / "store").rglob("*") if path.suffix != ".mdb"}
     with Store(walked / "store") as store:
         digest = store.digest()
-    summary = build_store([walked / "data"], walked / "store", config, workers=1, report=ignore)
+    summary = build_store([walked / "data"], walked / "store", config, workers=0, report=ignore)
     assert (summary.built, summary.described, summary.embedded, summary.up_to_date) == (0, 0, 0, 5)
     assert summary.digest == digest
     after = {path: path.stat().st_mtime_ns for path in (walked / "store").rglob("*") if path.suffix != ".mdb"}

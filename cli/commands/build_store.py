@@ -37,7 +37,6 @@ def build_store(
 ) -> None:
     """Turn scans into a feature store: cubes, slices, captions and embeddings. A rerun continues."""
     from m3di import build
-    from m3di.volumes.layouts import discover_all
 
     output = common.output
     config = common.load_config(
@@ -45,8 +44,7 @@ def build_store(
     )
     sources, path = source_paths(source), store_path(store)
     if dry_run:
-        found = discover_all(sources, layout=layout, follow_links=config.sources.follow_links)
-        plan = build.plan(found[:limit], path, config)
+        plan = build.plan(sources, path, config, layout=layout, limit=limit)
         rows = [(item.case, item.action, item.reason) for item in plan]
         output.result("plan", {"items": [asdict(item) for item in plan]}, table(("case", "action", "reason"), rows))
         return

@@ -13,7 +13,7 @@ from m3di.training import checkpoint, runtime
 from m3di.training.finetune import load_network
 from m3di.volumes import preprocess, readers
 from m3di.volumes.cases import Case
-from m3di.volumes.layouts import discover_all
+from m3di.volumes.layouts import survey
 from m3di.volumes.resample import restore
 from stores.errors import CaseError
 from stores.recipe import Recipe
@@ -78,7 +78,7 @@ def predict_scans(
     Raises:
         RefusedError: Before anything is written, when a path or the run is wrong, or two ids are equal.
     """
-    cases = discover_all(scans)
+    cases = [case for found in survey(scans) for case in found.cases]
     predictor = load_predictor(checkpoint.load(run, kind="finetune"), device=device)
     out.mkdir(parents=True, exist_ok=True)
     report("begin", stage="predict", cases=len(cases))

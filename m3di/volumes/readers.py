@@ -6,7 +6,7 @@ truncated file with zeros and turn NaN into 0, both silently. DICOM pixels are d
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -68,7 +68,12 @@ def content_digest(path: Path, member: str = "") -> str:
 
 
 def label_digest(label: LabelMap) -> str:
-    """Digest of a label map's bytes; of PNG masks with their names, which say where each belongs."""
+    """Digest of a label map's bytes; of PNG masks with their names, which say where each belongs.
+
+    Raises:
+        CaseError: As `content_digest` and `settle_label`.
+    """
+    label, _ = settle_label(label)
     if label.path.is_dir():
         return digest_of({path.name: _file_digest(path) for path in sorted(label.path.glob("*.png"))})
     return content_digest(label.path)
@@ -108,13 +113,10 @@ def read_label(label: LabelMap, *, like: Geometry) -> npt.NDArray[np.uint8]:
     """Read a label map that lies on the grid `like`, or on that grid with its axes permuted or flipped.
 
     Raises:
-        CaseError: As `read_volume`; E_FORMAT when several files could be the label map; E_LABEL_GEOMETRY for another
-            grid; E_LABEL_VALUES for values other than whole numbers from 0 to 255, or without a class.
+        CaseError: As `read_volume` and `settle_label`; E_LABEL_GEOMETRY for another grid; E_LABEL_VALUES for values
+            other than whole numbers from 0 to 255, or without a class.
     """
-    if label.rivals:
-        names = ", ".join(path.name for path in (label.path, *label.rivals))
-        message = f"several files could be the label map: {names}"
-        raise CaseError("E_FORMAT", message, hint="name one of them in a CSV manifest")
+    label, _ = settle_label(label)
     if label.drawn_on is not None:
         stored = read_masks(label.path, label.drawn_on, like.shape)
     else:
@@ -126,6 +128,30 @@ def read_label(label: LabelMap, *, like: Geometry) -> npt.NDArray[np.uint8]:
         header = parse(label.path)
         stored = _on_grid(read_voxels(header), header.geometry, like, label.path)
     return _classes(stored, label)
+
+
+def settle_label(label: LabelMap) -> tuple[LabelMap, list[CaseError]]:
+    """The one label map among rivals whose header is that of one, and why the others are passed over.
+
+    Raises:
+        CaseError: E_FORMAT when several files could be the label map; when none can, what is wrong with the first.
+    """
+    if not label.rivals:
+        return label, []
+    usable, refused = [], []
+    for path in (label.path, *label.rivals):
+        try:
+            if (parse := _parser(path)) is not None:
+                parse(path)
+            usable.append(path)
+        except CaseError as error:
+            refused.append(error)
+    if not usable:
+        raise refused[0]
+    if len(usable) > 1:
+        message = f"several files could be the label map: {', '.join(path.name for path in usable)}"
+        raise CaseError("E_FORMAT", message, hint="name one of them in a CSV manifest")
+    return replace(label, path=usable[0], rivals=()), refused
 
 
 def write_mask(path: Path, mask: npt.NDArray[np.uint8], *, like: Geometry) -> None:

@@ -46,7 +46,8 @@ def displayed(stack: npt.NDArray[Any], plane: int) -> npt.NDArray[Any]:
 
 def to_images(stack: Floats, plane: int) -> npt.NDArray[np.uint8]:
     """Grey images (s, y, x) of a plane's stack in [0, 1]."""
-    return np.rint(displayed(stack, plane) * 255).astype(np.uint8)
+    grey = np.rint(stack * np.float32(255)).astype(np.uint8)  # in the order that the stack has in memory
+    return np.ascontiguousarray(displayed(grey, plane))
 
 
 def nonblank(cube: Cube) -> npt.NDArray[np.bool_]:

@@ -8,6 +8,7 @@ from stores import Store
 from stores.geometry import PLANES, Geometry
 from stores.recipe import Recipe
 from stores.records import Captions, VolumeRecord, pack_bits
+from stores.volumes import encode_parts
 
 RECIPE = Recipe(cube_size=16, slice_size=8, slice_stride=2, labels=True)
 TEACHER, CAPTIONER = "a1" * 32, "b2" * 32
@@ -25,11 +26,12 @@ def record(volume, *, blank=3, **changes):
     return replace(base, **changes)
 
 
-def parts(seed):
+def chunks(seed):
     random = np.random.default_rng(seed)
     cube = (RECIPE.cube_size,) * 3
     pictures = {plane: random.integers(0, 255, (8, 8, 8), dtype=np.uint8) for plane in PLANES}
-    return {"image": random.random(cube).astype(np.float16), "label": np.zeros(cube, np.uint8), **pictures}
+    arrays = {"image": random.random(cube).astype(np.float16), "label": np.zeros(cube, np.uint8), **pictures}
+    return encode_parts(arrays, RECIPE)
 
 
 def rows_of(record, seed):
@@ -45,7 +47,7 @@ def captions_of(record):
 def fill(store, names):
     for name in names:
         seed = int(name[1:])
-        committed = store.commit_volume(record(name, blank=seed % 5), parts(seed))
+        committed = store.commit_volume(record(name, blank=seed % 5), chunks(seed))
         captions = captions_of(committed)
         store.commit_captions(CAPTIONER, name, captions)
         store.commit_rows(TEACHER, committed, captions, rows_of(committed, seed))

@@ -10,15 +10,15 @@ from stores import Store
 from stores.errors import DamagedError, LockedError, RefusedError
 from stores.recipe import Recipe
 from stores.store import Quarantined
-from tests.stores.stores import CAPTIONER, RECIPE, TEACHER, build, captions_of, fill, parts, record, rows_of
+from tests.stores.stores import CAPTIONER, RECIPE, TEACHER, build, captions_of, chunks, fill, record, rows_of
 
 
 def test_what_is_committed_reads_back(tmp_path):
     with Store(build(tmp_path / "s")) as store:
         assert [r.volume for r in store.records()] == ["v0", "v1", "v2"]
         kept = store.record("v1")
-        for name, part in parts(1).items():
-            np.testing.assert_array_equal(store.volumes.read(name, kept.slot), part)
+        for name, chunk in chunks(1).items():
+            assert store.volumes.chunk_path(name, kept.slot).read_bytes() == chunk.payload
         assert store.captions(CAPTIONER, "v1") == captions_of(kept)
         embeddings = store.embeddings(TEACHER)
         for plane in range(3):
@@ -40,7 +40,7 @@ def test_a_replaced_volume_gets_a_new_slot_and_its_old_chunks_go(tmp_path):
     with Store.create_or_open(tmp_path / "s", RECIPE) as store:
         fill(store, ["v0", "v1"])
         old = store.record("v0").slot
-        new = store.commit_volume(record("v0", item_digest="other"), parts(7))
+        new = store.commit_volume(record("v0", item_digest="other"), chunks(7))
         assert new.slot not in (old, store.record("v1").slot)
         assert not store.volumes.chunk_path("image", old).exists()
         assert store.embeddings(TEACHER).index.volumes == ("v1",), "rows of the old volume are out of date"
@@ -50,7 +50,7 @@ def test_an_interrupted_write_is_swept_at_the_next_open_for_writing(tmp_path):
     path = build(tmp_path / "s", 1)
     with Store.create_or_open(path, RECIPE) as store:
         before = store.digest()
-        store.volumes.write(5, parts(5))  # a kill came before the commit record
+        store.volumes.write(5, chunks(5))  # a kill came before the commit record
         (path / "volumes.zarr/image/.partial-1-c.6.0.0.0").write_bytes(b"half")
         (path / "teachers/.partial-1-abc").mkdir()
     with Store.create_or_open(path, RECIPE) as store:

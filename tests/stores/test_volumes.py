@@ -7,7 +7,7 @@ from hypothesis.extra import numpy as hnp
 
 from stores.errors import DamagedError
 from stores.recipe import Recipe
-from stores.volumes import MIN_CAPACITY, VolumeStore
+from stores.volumes import MIN_CAPACITY, VolumeStore, encode_parts
 
 RECIPE = Recipe(cube_size=8, slice_size=4, slice_stride=2, labels=True)
 
@@ -24,16 +24,29 @@ def store(tmp_path_factory):
     slot=st.integers(0, 3 * MIN_CAPACITY),
 )
 def test_own_reader_and_zarr_python_give_the_same_bytes(store, cube, label, slot):
-    store.write(slot, {"image": cube, "label": label})
+    store.write(slot, encode_parts({"image": cube, "label": label}, RECIPE))
     group = zarr.open_group(store.folder, mode="r")
     for name, part in (("image", cube), ("label", label)):
         np.testing.assert_array_equal(store.read(name, slot), part)
         np.testing.assert_array_equal(group[name][slot], part)
 
 
+@settings(max_examples=20, deadline=None)
+@given(
+    cube=hnp.arrays(np.float16, (8, 8, 8), elements=st.floats(0, 1, width=16)),
+    label=hnp.arrays(np.uint8, (8, 8, 8)),
+)
+def test_own_writer_and_zarr_python_make_the_same_chunk_files(store, cube, label):
+    store.write(0, encode_parts({"image": cube, "label": label}, RECIPE))
+    group = zarr.open_group(store.folder, mode="r+")
+    for name, part in (("image", cube), ("label", label)):
+        group[name].with_config({"write_empty_chunks": True})[1] = part
+        assert store.chunk_path(name, 1).read_bytes() == store.chunk_path(name, 0).read_bytes()
+
+
 def test_reads_into_the_callers_memory(store):
     cube = np.random.default_rng(0).random((8, 8, 8)).astype(np.float16)
-    store.write(0, {"image": cube})
+    store.write(0, encode_parts({"image": cube}, RECIPE))
     batch = np.zeros((2, 8, 8, 8), np.float16)
     store.read("image", 0, out=batch[1])
     np.testing.assert_array_equal(batch[1], cube)
@@ -48,7 +61,7 @@ def test_a_missing_volume_reads_as_nan_in_zarr_and_is_an_error_here(store):
 
 @pytest.mark.parametrize("damage", [lambda b: b[:-1], lambda b: b"", lambda b: b[:9] + bytes([b[9] ^ 1]) + b[10:]])
 def test_a_damaged_chunk_is_an_error_that_names_it(store, damage):
-    store.write(1, {"image": np.ones((8, 8, 8), np.float16)})
+    store.write(1, encode_parts({"image": np.ones((8, 8, 8), np.float16)}, RECIPE))
     path = store.chunk_path("image", 1)
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(DamagedError, match=r"image/c\.1\.0\.0\.0"):
@@ -57,4 +70,4 @@ def test_a_damaged_chunk_is_an_error_that_names_it(store, damage):
 
 def test_wrong_shapes_are_not_written(store):
     with pytest.raises(ValueError, match="the array holds float16"):
-        store.write(0, {"image": np.zeros((8, 8, 8), np.float32)})
+        store.write(0, encode_parts({"image": np.zeros((8, 8, 8), np.float32)}, RECIPE))

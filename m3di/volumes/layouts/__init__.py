@@ -1,5 +1,5 @@
 """How datasets lie on disk: one file a layout, each giving its cases in a fixed order; `discover` picks one."""
 
-from m3di.volumes.layouts.discovery import LAYOUTS, discover, discover_all
+from m3di.volumes.layouts.discovery import LAYOUTS, Dataset, discover, survey
 
-__all__ = ["LAYOUTS", "discover", "discover_all"]
+__all__ = ["LAYOUTS", "Dataset", "discover", "survey"]

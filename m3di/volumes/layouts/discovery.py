@@ -1,6 +1,7 @@
 """Find the layout of a dataset and its cases."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -23,10 +24,32 @@ LAYOUTS: Final[dict[str, tuple[Callable[[Path], bool], Callable[[Path], list[Cas
     "folder": (lambda root: True, folder.cases),
 }
 
+NO_SCAN_HINT: Final = "NIfTI, NRRD, MetaImage, MGH, npy and DICOM are looked for; 2-D pictures are no scans"
+
 
 def detect(root: Path) -> str:
     """Name of the layout of `root`."""
     return next(name for name, (matches, _) in LAYOUTS.items() if matches(root))
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """What was found in one place.
+
+    Attributes:
+        root: The place.
+        layout: Name of its layout.
+        cases: Its cases; empty when it holds no scan.
+    """
+
+    root: Path
+    layout: str
+    cases: tuple[Case, ...]
+
+    @property
+    def name(self) -> str:
+        """The name of its folder or file."""
+        return self.root.resolve().name
 
 
 def discover(root: Path, *, layout: str = "auto", follow_links: bool = False) -> list[Case]:
@@ -40,6 +63,27 @@ def discover(root: Path, *, layout: str = "auto", follow_links: bool = False) ->
     Raises:
         RefusedError: E_MISSING, E_FORMAT, E_MANIFEST, E_PATH, E_CONFIG or E_DUPLICATE_ID.
     """
+    return list(survey([root], layout=layout, follow_links=follow_links)[0].cases)
+
+
+def survey(roots: Sequence[Path], *, layout: str = "auto", follow_links: bool = False) -> list[Dataset]:
+    """Find the layout and the cases of each of several datasets.
+
+    A place without a scan among others is an empty dataset; when all are empty, that is an error.
+
+    Raises:
+        RefusedError: As `discover`; E_DUPLICATE_ID also when two datasets hold the same id.
+    """
+    datasets = [_survey(root, layout=layout, follow_links=follow_links) for root in roots]
+    cases = [case for dataset in datasets for case in dataset.cases]
+    if not cases:
+        found = ", ".join(f"{dataset.root} (layout {dataset.layout})" for dataset in datasets)
+        raise RefusedError("E_FORMAT", f"no scan found in {found}", hint=NO_SCAN_HINT)
+    require_unique_ids(cases)
+    return datasets
+
+
+def _survey(root: Path, *, layout: str, follow_links: bool) -> Dataset:
     if not root.exists():
         raise RefusedError("E_MISSING", f"{root} does not exist", hint="check the path of the dataset or scan")
     if layout != "auto" and layout not in LAYOUTS:
@@ -49,24 +93,9 @@ def discover(root: Path, *, layout: str = "auto", follow_links: bool = False) ->
     if layout != "auto" and not LAYOUTS[name][0](root):
         raise RefusedError("E_FORMAT", f"{root} is not laid out as {name}", hint="see README, or use --layout auto")
     cases = LAYOUTS[name][1](root)
-    if not cases:
-        hint = "NIfTI, NRRD, MetaImage, MGH, npy and DICOM are looked for; 2-D pictures are no scans"
-        raise RefusedError("E_FORMAT", f"no scan found in {root} (layout {name})", hint=hint)
-    require_unique_ids(cases)
     for case in cases:
         _require_contained(case, follow_links=follow_links)
-    return cases
-
-
-def discover_all(roots: Sequence[Path], *, layout: str = "auto", follow_links: bool = False) -> list[Case]:
-    """Find the cases of several datasets.
-
-    Raises:
-        RefusedError: As `discover`; E_DUPLICATE_ID also when two datasets hold the same id.
-    """
-    cases = [case for root in roots for case in discover(root, layout=layout, follow_links=follow_links)]
-    require_unique_ids(cases)
-    return cases
+    return Dataset(root, name, tuple(cases))
 
 
 def _require_contained(case: Case, *, follow_links: bool) -> None:

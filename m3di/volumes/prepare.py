@@ -1,0 +1,113 @@
+"""One case to what the store keeps of it: the record, the cube, the label cube and the slice images."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from m3di.volumes import preprocess, readers, slices
+from m3di.volumes.cases import Case
+from stores.geometry import PLANES
+from stores.recipe import Recipe, digest_of
+from stores.records import VolumeRecord, pack_bits
+from stores.volumes import Chunk, encode_parts
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """One case, ready to be committed.
+
+    Attributes:
+        record: Its record, slot and objects still missing.
+        chunks: Its arrays by name, encoded.
+        warnings: (code, message) of what a user should know of a scan that is usable nevertheless.
+    """
+
+    record: VolumeRecord
+    chunks: dict[str, Chunk]
+    warnings: tuple[tuple[str, str], ...] = ()
+
+
+def prepare(case: Case, recipe: Recipe, known: str) -> Prepared | None:
+    """Turn one case into a record and arrays; None when the item digest is `known` already.
+
+    Raises:
+        CaseError: When the scan or its label map cannot be used.
+    """
+    source, label_source, item = identify(case, recipe)
+    if item == known:
+        return None
+    volume = readers.read_volume(case.image, modality=case.modality, member=case.member)
+    chain = preprocess.chain_of(volume, recipe)
+    positions = slice_positions(recipe)
+    grids = slices.plane_grids(chain, positions, recipe.slice_size) if recipe.slice_size else []
+    cube, stacks = preprocess.canonicalise(volume, recipe, grids)
+    parts: dict[str, Any] = {"image": cube.data.astype(np.float16)}
+    warnings = _warnings(volume)
+    if recipe.labels and case.label:
+        label_map, passed_over = readers.settle_label(case.label)
+        warnings += [(error.code, error.message) for error in passed_over]
+        label = readers.read_label(label_map, like=volume.geometry)
+        parts["label"] = preprocess.make_label_cube(label, chain)
+        if not label.any():
+            warnings.append(("W_EMPTY_LABEL", "its label map holds background only"))
+    valid = slices.nonblank(cube) & np.isin(np.arange(recipe.cube_size), positions if recipe.slice_size else [])
+    for plane, stack in enumerate(stacks):
+        images = slices.to_images(stack, plane)
+        images[~valid[plane][positions]] = 0
+        parts[PLANES[plane]] = images
+    record = VolumeRecord(
+        volume=case.id,
+        subject=case.subject,
+        dataset=case.dataset,
+        modality=volume.modality,
+        body_part=case.body_part,
+        source_digest=source,
+        label_digest=label_source,
+        item_digest=item,
+        slot=-1,
+        source=volume.geometry,
+        valid=(pack_bits(valid[0]), pack_bits(valid[1]), pack_bits(valid[2])),
+        num_non_finite=volume.num_non_finite,
+        num_padding=volume.num_padding,
+    )
+    return Prepared(record, encode_parts(parts, recipe), tuple(warnings))
+
+
+def _warnings(volume: readers.Volume) -> list[tuple[str, str]]:
+    """What a user should know of a scan that is usable nevertheless."""
+    found = []
+    if volume.num_non_finite:
+        found.append(("W_NON_FINITE", f"{volume.num_non_finite} voxels are not finite; they count as background"))
+    if volume.num_padding:
+        found.append(("W_PADDING", f"{volume.num_padding} voxels lie outside the scanner's field of view"))
+    return found
+
+
+def identify(case: Case, recipe: Recipe) -> tuple[str, str, str]:
+    """Digests of the scan, of its label map (empty when it plays no part), and of the item that they make.
+
+    Raises:
+        CaseError: When a file is missing or its header cannot be read.
+    """
+    source = readers.content_digest(case.image, case.member)
+    label = readers.label_digest(case.label) if recipe.labels and case.label else ""
+    return (
+        source,
+        label,
+        digest_of({"source": source, "label": label, "recipe": recipe.digest, "facts": _facts(case)}),
+    )
+
+
+def slice_positions(recipe: Recipe) -> np.ndarray:
+    """Positions of the cube at which slices are rendered: the middle of each stride."""
+    return np.arange(recipe.slice_stride // 2, recipe.cube_size, recipe.slice_stride)
+
+
+def _facts(case: Case) -> dict[str, str]:
+    return {
+        "subject": case.subject,
+        "dataset": case.dataset,
+        "modality": case.modality,
+        "body_part": case.body_part,
+    }
