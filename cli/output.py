@@ -6,8 +6,17 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
+from rich.text import Text
 
 PIPE_WIDTH = 240  # columns when stdout is no terminal, so that no cell is cut
 MINOR_EVENTS = frozenset({"step", "committed", "up to date"})  # shown as progress, or with --verbose
@@ -73,7 +82,9 @@ class Output:
         total = next((facts[name] for name in ("total", "cases", "volumes") if name in facts), None)
         if not isinstance(total, int) or not self._stderr.is_terminal:
             return
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        columns = (
+            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _RateColumn(), TimeRemainingColumn()
+        )  # fmt: skip
         self._progress = Progress(*columns, TextColumn("{task.fields[facts]}"), console=self._stderr, transient=True)
         begun = facts.get("samples_seen", 0)
         self._progress.add_task(str(facts.get("stage", "training")), total=total, completed=begun, facts="")  # type: ignore[arg-type]
@@ -90,6 +101,17 @@ class Output:
             progress.update(task, completed=facts["samples_seen"], facts=shown)  # type: ignore[arg-type]
         else:
             progress.update(task, advance=1, facts=shown)
+
+
+class _RateColumn(ProgressColumn):
+    """How many items are done a second, or a minute when they are slow."""
+
+    def render(self, task: Task) -> Text:
+        """Empty until there is a rate."""
+        rate = task.finished_speed or task.speed
+        if not rate:
+            return Text("")
+        return Text(f"{rate:.1f}/s" if rate >= 1 else f"{60 * rate:.1f}/min")
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, title: str | None = None) -> Table:

@@ -5,13 +5,11 @@ Each stage commits item by item and skips what is up to date, so a rerun continu
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from m3di.config import Config
 from m3di.events import Report
-from m3di.teachers.stage import caption_volumes, embed_volumes, ensure_teacher
-from m3di.training.runtime import stop_on_signals
 from m3di.volumes.cases import Case, safe_id
 from m3di.volumes.layouts import Dataset, survey
 from m3di.volumes.layouts.discovery import NO_SCAN_HINT
@@ -68,10 +66,14 @@ def build_store(
         RefusedError, LockedError, DamagedError, ResourceError: See `stores.errors`.
         Interrupted: On TERM or INT, after the item in hand.
     """
+    # Here, because the plan of a build and the cubes of a task need no torch.
+    from m3di.teachers.stage import caption_volumes, embed_volumes, ensure_teacher  # noqa: PLC0415
+    from m3di.training.runtime import stop_on_signals  # noqa: PLC0415
+
     datasets = survey(sources, layout=layout, follow_links=config.sources.follow_links)
     for dataset in datasets:
         report("found", dataset=dataset.name, layout=dataset.layout, cases=len(dataset.cases))
-    cases = [case for dataset in datasets for case in dataset.cases][:limit]
+    cases = _cases(datasets, config)[:limit]
     with Store.create_or_open(path, config.volumes) as store, stop_on_signals() as stop:
         num_empty = refuse_empty(store, datasets, strict=strict, report=report)
         built, refused = commit_volumes(
@@ -113,7 +115,7 @@ def plan(
         RefusedError: As `build_store`; E_CONFIG also when the store has another recipe.
     """
     datasets = survey(sources, layout=layout, follow_links=config.sources.follow_links)
-    cases = [case for dataset in datasets for case in dataset.cases][:limit]
+    cases = _cases(datasets, config)[:limit]
     known: dict[str, VolumeRecord] = {}
     if (path / MARKER).exists():
         with Store(path) as store:
@@ -133,6 +135,19 @@ def _plan(case: Case, known: VolumeRecord | None, recipe: Recipe) -> PlanItem:
     if known.item_digest != item:
         return PlanItem(case.id, "build", "the scan, its label map or its facts changed")
     return PlanItem(case.id, "keep", "up to date")
+
+
+def _cases(datasets: Sequence[Dataset], config: Config) -> list[Case]:
+    """The cases of some datasets, with the settings' word for what they do not say themselves."""
+    return [
+        replace(
+            case,
+            modality=config.sources.modality if case.modality == "unknown" else case.modality,
+            body_part=case.body_part or config.sources.body_part,
+        )
+        for dataset in datasets
+        for case in dataset.cases
+    ]
 
 
 def commit_volumes(
@@ -171,7 +186,7 @@ def commit_volumes(
             built += 1
             report("committed", volume=case.id, stage="volumes")
             for code, message in outcome.warnings:
-                report("warning", code=code, volume=case.id, message=message)
+                report("warning", code=code, volume=case.id, message=_below_root(message, case))
         else:
             report("up to date", volume=case.id, stage="volumes")
     for volumes in duplicates(store):

@@ -24,9 +24,11 @@ PositiveFloat = Annotated[float, Gt(0)]
 
 @dataclasses.dataclass(frozen=True)
 class SourcesConfig:
-    """Where scans may come from."""
+    """Where scans may come from, and what is true of those that do not say it themselves."""
 
     follow_links: bool = False
+    modality: Literal["CT", "MR", "unknown"] = "unknown"
+    body_part: str = ""
 
 
 @dataclasses.dataclass(frozen=True)

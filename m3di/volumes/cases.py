@@ -1,5 +1,6 @@
 """A case is one scan of one person, with or without a label map."""
 
+import hashlib
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -11,13 +12,19 @@ from stores.errors import RefusedError
 from stores.keys import check_volume_id
 
 MODALITIES: Final = {
-    "ct": "CT", "mr": "MR", "mri": "MR", "t1": "MR", "t2": "MR", "t1w": "MR", "t2w": "MR", "t2star": "MR",
-    "pdw": "MR", "flair": "MR", "adc": "MR", "dwi": "MR", "t1gd": "MR", "t1ce": "MR",
+    "ct": "CT", "cta": "CT", "mr": "MR", "mri": "MR", "t1": "MR", "t2": "MR", "t1w": "MR", "t2w": "MR", "t2star": "MR",
+    "pd": "MR", "pdw": "MR", "flair": "MR", "adc": "MR", "dwi": "MR", "t1gd": "MR", "t1ce": "MR", "t1c": "MR",
+    "t1n": "MR", "t2f": "MR",
 }  # fmt: skip
-BODY_PARTS: Final = (
-    "hippocampus", "brain", "head", "heart", "cardiac", "lung", "chest", "liver", "spleen", "pancreas", "colon",
-    "prostate", "kidney", "adrenal", "abdomen", "spine", "knee", "pelvis",
-)  # fmt: skip
+# Word -> part; the first word found in a text counts.
+BODY_PARTS: Final = {
+    "hippocampus": "hippocampus", "brain": "brain", "brats": "brain", "head": "head", "heart": "heart",
+    "cardiac": "heart", "atrium": "heart", "lung": "lung", "chest": "chest", "liver": "liver", "hepatic": "liver",
+    "spleen": "spleen", "pancreas": "pancreas", "colon": "colon", "prostate": "prostate", "kidney": "kidney",
+    "adrenal": "adrenal", "abdom": "abdomen", "spine": "spine", "knee": "knee", "pelvis": "pelvis",
+}  # fmt: skip
+ATTRIBUTES: Final = ("group", "cdr", "diagnosis")  # clinical columns that tasks read
+MAX_ID: Final = 128
 
 
 @dataclass(frozen=True)
@@ -48,12 +55,12 @@ class Case:
         subject: The person; splits are by subject.
         dataset: Name of the dataset.
         modality: `CT`, `MR` or `unknown`.
-        body_part: A known word of the dataset's name, or empty.
+        body_part: What the dataset's name or its table says, or empty.
         image: The scan's file, or the folder of its DICOM series.
         label: Its label map, if it has one.
         root: The dataset's folder.
         member: Which scan in `image`, where that holds several: a series, or a volume of an array.
-        attributes: Clinical columns that tasks read (`group`, `cdr`, `diagnosis`); never stored.
+        attributes: Clinical columns (`ATTRIBUTES`) and the set's own split; never stored.
     """
 
     id: str
@@ -73,20 +80,32 @@ class Case:
         return self.image.relative_to(self.root).as_posix() if self.image != self.root else self.image.name
 
 
-def modality_of(text: str) -> str:
-    """Modality named by a word of `text`: `CT`, `MR` or `unknown`."""
-    words = re.findall(r"[a-z0-9]+", text.lower())
-    return next((MODALITIES[word] for word in words if word in MODALITIES), "unknown")
+def modality_of(*texts: str) -> str:
+    """Modality named by the first of the texts that names one: `CT`, `MR`, or `unknown` when it names both."""
+    for text in texts:
+        words = re.findall(r"[a-z0-9]+", text.lower())
+        named = {MODALITIES[word] for word in words if word in MODALITIES}
+        if named:
+            return named.pop() if len(named) == 1 else "unknown"
+    return "unknown"
 
 
 def body_part_of(text: str) -> str:
     """Body part that `text` names, empty when it names none."""
-    return next((part for part in BODY_PARTS if part in text.lower()), "")
+    return next((part for word, part in BODY_PARTS.items() if word in text.lower()), "")
 
 
 def safe_id(stem: str) -> str:
-    """A volume id from a file's stem: characters that an id may not hold become dashes."""
-    return check_volume_id(re.sub(r"[^A-Za-z0-9._-]+", "-", stem).lstrip(".")[:128])
+    """A volume id from a file's stem: characters that an id may not hold become dashes.
+
+    A stem that is too long, or that loses letters of another script, gets a digest at its end, so that different
+    stems stay different ids.
+    """
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", stem).lstrip(".")
+    if len(name) > MAX_ID or not stem.isascii():
+        digest = hashlib.sha256(stem.encode("utf-8", "surrogateescape")).hexdigest()[:12]
+        name = f"{name[: MAX_ID - 13]}-{digest}"
+    return check_volume_id(name)
 
 
 def require_unique_ids(cases: Sequence[Case]) -> None:

@@ -46,7 +46,7 @@ def prepare(case: Case, recipe: Recipe, known: str) -> Prepared | None:
     warnings = _warnings(volume)
     if recipe.labels and case.label:
         label_map, passed_over = readers.settle_label(case.label)
-        warnings += [(error.code, error.message) for error in passed_over]
+        warnings += [(error.code, f"no label map: {error.message}; {error.hint}") for error in passed_over]
         label = readers.read_label(label_map, like=volume.geometry)
         parts["label"] = preprocess.make_label_cube(label, chain)
         if not label.any():

@@ -103,10 +103,10 @@ def cube_grid(chain: CubeChain) -> Grid:
 def make_label_cube(label: npt.NDArray[np.uint8], chain: CubeChain) -> npt.NDArray[np.uint8]:
     """Resample a label map to its cube: every class as an anti-aliased share of the voxel, the largest share wins.
 
-    So that thin structures survive, a class also keeps a voxel of background of which it fills at least a tenth,
-    where its share is a ridge: larger than on both sides along an axis, and beside a voxel that the class has won,
-    larger than both together. That holds vessels and sheets thinner than a voxel together without moving the border
-    of anything thick. A class that would still vanish keeps its best voxel.
+    So that structures thinner than a voxel of the cube survive, a class also keeps a voxel of background of which it
+    fills at least a tenth, where its share is a ridge along an axis on which the cube is coarser than the scan: larger
+    than on both sides, and beside a voxel that the class has won, larger than both together. That holds vessels and
+    sheets together without moving the border of anything thick. A class that would still vanish keeps its best voxel.
 
     Args:
         label: Along the scan's own axes.
@@ -127,8 +127,9 @@ def make_label_cube(label: npt.NDArray[np.uint8], chain: CubeChain) -> npt.NDArr
         winner[wins], best[wins] = value, share[wins]
     thick = np.where(best > background + 1e-6, winner, 0).astype(np.uint8)
     result = thick.copy()
+    coarser = [axis for axis in range(3) if chain.voxel_mm > chain.canonical_spacing_mm[axis]]
     for value, share in shares.items():
-        result[(thick == 0) & (winner == value) & (share >= THIN_SHARE) & _ridge(share, thick == value)] = value
+        result[(thick == 0) & (winner == value) & (share >= THIN_SHARE) & _ridge(share, thick == value, coarser)] = value
     for value, share in shares.items():
         if not (result == value).any():
             result[np.unravel_index(int(share.argmax()), size)] = value
@@ -151,13 +152,13 @@ def _share(canonical: npt.NDArray[np.uint8], value: int, where: tuple[slice, ...
     return full
 
 
-def _ridge(share: Floats, won: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
-    """Where a share is larger than both neighbours' along some axis; beside won voxels, than their sum."""
+def _ridge(share: Floats, won: npt.NDArray[np.bool_], axes: Sequence[int]) -> npt.NDArray[np.bool_]:
+    """Where a share is larger than both neighbours' along one of some axes; beside won voxels, than their sum."""
     ridge = np.zeros(share.shape, bool)
     strong = np.zeros(share.shape, bool)
     padded = np.pad(share, 1)
     inner = (slice(1, -1),) * 3
-    for axis in range(3):
+    for axis in axes:
         before, after = (
             padded[tuple(side if other == axis else inner[other] for other in range(3))]
             for side in (slice(0, -2), slice(2, None))
