@@ -104,9 +104,10 @@ def make_label_cube(label: npt.NDArray[np.uint8], chain: CubeChain) -> npt.NDArr
     """Resample a label map to its cube: every class as an anti-aliased share of the voxel, the largest share wins.
 
     So that structures thinner than a voxel of the cube survive, a class also keeps a voxel of background of which it
-    fills at least a tenth, where its share is a ridge along an axis on which the cube is coarser than the scan: larger
-    than on both sides, and beside a voxel that the class has won, larger than both together. That holds vessels and
-    sheets together without moving the border of anything thick. A class that would still vanish keeps its best voxel.
+    fills at least a tenth, where its share is a ridge along an axis on which the cube is coarser than the scan:
+    larger than on both sides, and beside a voxel that the class has won, larger than both together. That holds
+    vessels and sheets together without moving the border of anything thick. A class that would still vanish keeps
+    its best voxel.
 
     Args:
         label: Along the scan's own axes.
@@ -129,7 +130,8 @@ def make_label_cube(label: npt.NDArray[np.uint8], chain: CubeChain) -> npt.NDArr
     result = thick.copy()
     coarser = [axis for axis in range(3) if chain.voxel_mm > chain.canonical_spacing_mm[axis]]
     for value, share in shares.items():
-        result[(thick == 0) & (winner == value) & (share >= THIN_SHARE) & _ridge(share, thick == value, coarser)] = value
+        thin = (thick == 0) & (winner == value) & (share >= THIN_SHARE)
+        result[thin & _ridge(share, thick == value, coarser)] = value
     for value, share in shares.items():
         if not (result == value).any():
             result[np.unravel_index(int(share.argmax()), size)] = value

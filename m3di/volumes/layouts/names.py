@@ -1,17 +1,24 @@
-"""What file names tell: the stem of a scan, its subject, and whether it is a label map of another."""
+"""What file names tell: the stem of a scan, its subject, and whether it is a label map, and of which scan."""
 
 import re
 from pathlib import Path
 from typing import Final
 
+from m3di.volumes.cases import MODALITIES
+
 SCAN_SUFFIXES: Final = (
     ".nii.gz", ".nii", ".hdr", ".hdr.gz", ".nrrd", ".nhdr", ".mha", ".mhd", ".mgz", ".mgh", ".npy"
 )  # fmt: skip
-SUBJECT: Final = re.compile(r"(?:^|[/_-])(sub-[A-Za-z0-9]+|patient[_-]?\d+|OAS[12]_\d{4})")
-LABEL_WORD: Final = re.compile(
-    r"^(?P<scan>.+?)[_.-](?:seg|dseg|aseg|segmentation|labels?|gt|mask|roi|onehot)\d*(?:[_.-].*)?$", re.IGNORECASE
-)
-IMAGE_WORD: Final = re.compile(r"[_.-](?:image|img|scan)$", re.IGNORECASE)
+SUBJECT: Final = re.compile(r"(?:^|[/_-])(sub-[A-Za-z0-9]+|patient[_-]?\d+|OAS[12]_\d{4})", re.IGNORECASE)
+MODALITY_LAST: Final = re.compile(rf"(?<=[^/_.-])[/_.-](?:{'|'.join(MODALITIES)})$", re.IGNORECASE)
+
+# `X_seg`, `X_label_2`, `segmentation-10`, `label0001`, and `seg` alone; images as `X_image`, `volume-10`, `img0001`.
+_LABEL: Final = r"(?:seg|dseg|aseg|segmentation|labels?|gt|mask|roi|onehot)"
+_IMAGE: Final = r"(?:image|imaging|img|scan|volume|vol)"
+LABEL_LAST: Final = re.compile(rf"(?P<scan>.+?)[_.-]{_LABEL}\d*(?:[_.-].*)?", re.IGNORECASE)
+LABEL_FIRST: Final = re.compile(rf"{_LABEL}[_.-]?(?P<scan>\d*)", re.IGNORECASE)
+IMAGE_LAST: Final = re.compile(rf"[_.-]{_IMAGE}$", re.IGNORECASE)
+IMAGE_FIRST: Final = re.compile(rf"{_IMAGE}[_.-]?(?P<scan>\d*)", re.IGNORECASE)
 
 
 def is_scan(path: Path) -> bool:
@@ -27,17 +34,20 @@ def stem_of(path: Path) -> str:
 
 
 def subject_of(text: str) -> str:
-    """The person that a path stands for: its `sub-`, `patient` or OASIS part, else the whole."""
+    """The person that a path stands for: its `sub-`, `patient` or OASIS part, else all but a modality at its end."""
     match = SUBJECT.search(text)
-    return match[1] if match else text
+    return match[1] if match else MODALITY_LAST.sub("", text)
 
 
 def labelled_scan(stem: str) -> str | None:
-    """Stem of the scan that a label map's name names, without a trailing `_image`; None for a scan's own name."""
-    match = LABEL_WORD.match(stem)
-    return bare(match["scan"]) if match else None
+    """What a label map's name says of its scan, as `bare` says it; None for a scan's own name."""
+    if match := LABEL_LAST.fullmatch(stem):
+        return bare(match["scan"])
+    match = LABEL_FIRST.fullmatch(stem)
+    return match["scan"] if match else None
 
 
 def bare(stem: str) -> str:
-    """A scan's stem without a trailing `_image`."""
-    return IMAGE_WORD.sub("", stem)
+    """A scan's stem without the word for an image: `1001` of `1001_image` and `volume-1001`, nothing of `image`."""
+    match = IMAGE_FIRST.fullmatch(stem)
+    return match["scan"] if match else IMAGE_LAST.sub("", stem)
