@@ -3,12 +3,25 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import gdcm
 import numpy as np
+import pydicom
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
-from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, MRImageStorage, generate_uid
+from pydicom.uid import (
+    UID,
+    BasicTextSRStorage,
+    CTImageStorage,
+    EnhancedCTImageStorage,
+    ExplicitVRLittleEndian,
+    JPEG2000Lossless,
+    MRImageStorage,
+    RLELossless,
+    generate_uid,
+)
 
 RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 PATIENT = "Doe^Jane"  # no message, store or log may show it
+ENCODERS = {JPEG2000Lossless: "pylibjpeg", RLELossless: "pydicom"}
 
 
 def dicom_slice(pixels, *, position, orientation, spacing_mm, series_uid, modality="CT", number=1, series_number=1):
@@ -87,3 +100,109 @@ def write_series(
         paths.append(folder / f"{prefix}{count - k:03d}.dcm")
         one.save_as(paths[-1], enforce_file_format=True)
     return paths
+
+
+def write_enhanced(
+    path: Path, array, *, affine, order, change: Callable[[Dataset], object] = lambda one: None, slopes=None
+) -> Path:
+    """Write an (i, j, k) int16 array as one enhanced multi-frame object.
+
+    Args:
+        path: The file.
+        array: As in `write_series`.
+        affine: Voxel index to RAS+ mm.
+        order: The k of each frame.
+        change: Called with the data set before it is saved.
+        slopes: RescaleSlope of each k, in its frame's group; the intercept is k.
+    """
+    lps = RAS_TO_LPS @ affine
+    spacing = np.linalg.norm(lps[:3, :3], axis=0)
+    one = dicom_slice(np.zeros(array.shape[1::-1], "<i2"), position=[0, 0, 0], orientation=[1, 0, 0, 0, 1, 0],
+                      spacing_mm=(1, 1), series_uid=generate_uid())  # fmt: skip
+    one.SOPClassUID = one.file_meta.MediaStorageSOPClassUID = EnhancedCTImageStorage
+    del one.PixelSpacing, one.ImagePositionPatient, one.ImageOrientationPatient
+    one.SharedFunctionalGroupsSequence = [Dataset()]
+    measures, turned = Dataset(), Dataset()
+    measures.PixelSpacing, measures.SliceThickness = [spacing[1], spacing[0]], 99.0
+    turned.ImageOrientationPatient = (lps[:3, :2] / spacing[:2]).T.ravel().tolist()
+    one.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence = [measures]
+    one.SharedFunctionalGroupsSequence[0].PlaneOrientationSequence = [turned]
+    frames = []
+    for k in order:
+        frame, place, values = Dataset(), Dataset(), Dataset()
+        place.ImagePositionPatient = (lps[:3] @ [0, 0, k, 1]).tolist()
+        frame.PlanePositionSequence = [place]
+        if slopes is not None:
+            values.RescaleSlope, values.RescaleIntercept, values.RescaleType = slopes[k], float(k), "HU"
+            frame.PixelValueTransformationSequence = [values]
+        frames.append(frame)
+    one.PerFrameFunctionalGroupsSequence, one.NumberOfFrames = frames, len(frames)
+    one.PixelData = np.ascontiguousarray(array[:, :, list(order)].T, "<i2").tobytes()
+    change(one)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    one.save_as(path, enforce_file_format=True)
+    return path
+
+
+def write_report(path: Path) -> Path:
+    """A structured report: an object without pixels."""
+    one = dicom_slice(np.zeros((2, 2), "<i2"), position=[0, 0, 0], orientation=[1, 0, 0, 0, 1, 0], spacing_mm=(1, 1),
+                      series_uid=generate_uid())  # fmt: skip
+    one.SOPClassUID = one.file_meta.MediaStorageSOPClassUID = BasicTextSRStorage
+    one.Modality = "SR"
+    del one.Rows, one.Columns, one.PixelData
+    path.parent.mkdir(parents=True, exist_ok=True)
+    one.save_as(path, enforce_file_format=True)
+    return path
+
+
+def store_values(one: Dataset, values, *, stored: int = 16, signed: bool = True, allocated: int = 16) -> None:
+    """Put (rows, columns) numbers into a data set with another pixel type."""
+    one.BitsAllocated, one.BitsStored, one.HighBit = allocated, stored, stored - 1
+    one.PixelRepresentation = int(signed)
+    one["PixelData"].VR = "OB" if allocated == 8 else "OW"
+    one.PixelData = np.ascontiguousarray(values, f"<{'i' if signed else 'u'}{allocated // 8}").tobytes()
+
+
+def compress(path: Path, syntax: UID) -> Path:
+    """Encode a file's pixels anew, with GDCM where pydicom cannot; every other tag stays as it is.
+
+    Both sides must be at least 32 pixels long for JPEG 2000. (GDCM's encoder of it writes beyond its buffer.)
+    """
+    if syntax in (JPEG2000Lossless, RLELossless):
+        one = pydicom.dcmread(path)
+        one.compress(syntax, generate_instance_uid=False, encoding_plugin=ENCODERS[syntax])
+        return put_encoded(one, one.PixelData, syntax, path)
+    reader, change, writer = gdcm.ImageReader(), gdcm.ImageChangeTransferSyntax(), gdcm.ImageWriter()
+    reader.SetFileName(str(path))
+    assert reader.Read()
+    change.SetTransferSyntax(gdcm.TransferSyntax(gdcm.TransferSyntax.GetTSType(str(syntax))))
+    change.SetInput(reader.GetImage())
+    assert change.Change()
+    encoded = path.with_suffix(".encoded")
+    writer.SetFileName(str(encoded))
+    writer.SetFile(reader.GetFile())
+    writer.SetImage(change.GetOutput())
+    assert writer.Write()
+    one, other = pydicom.dcmread(path), pydicom.dcmread(encoded)
+    encoded.unlink()
+    return put_encoded(one, other.PixelData, syntax, path)
+
+
+def put_encoded(one: Dataset, encapsulated: bytes, syntax: UID, path: Path) -> Path:
+    """Save a data set with encapsulated pixels that were encoded elsewhere."""
+    one.file_meta.TransferSyntaxUID = syntax
+    one.PixelData = encapsulated
+    one["PixelData"].VR, one["PixelData"].is_undefined_length = "OB", True
+    one.save_as(path, enforce_file_format=True)
+    return path
+
+
+def patch(path: Path, tag: int, value: bytes) -> Path:
+    """Overwrite a top-level element's value, of a short VR in explicit little endian, with whatever bytes."""
+    content = path.read_bytes()
+    at = content.index((tag >> 16).to_bytes(2, "little") + (tag & 0xFFFF).to_bytes(2, "little"), 132)
+    length = int.from_bytes(content[at + 6 : at + 8], "little")
+    head = content[: at + 6] + len(value).to_bytes(2, "little")
+    path.write_bytes(head + value + content[at + 8 + length :])
+    return path

@@ -12,16 +12,17 @@ from stores.errors import RefusedError
 from stores.keys import check_volume_id
 
 MODALITIES: Final = {
-    "ct": "CT", "cta": "CT", "mr": "MR", "mri": "MR", "t1": "MR", "t2": "MR", "t1w": "MR", "t2w": "MR", "t2star": "MR",
-    "pd": "MR", "pdw": "MR", "flair": "MR", "adc": "MR", "dwi": "MR", "t1gd": "MR", "t1ce": "MR", "t1c": "MR",
-    "t1n": "MR", "t2f": "MR",
+    "ct": "CT", "cta": "CT", "mr": "MR", "mri": "MR", "t1": "MR", "t2": "MR", "t1w": "MR", "t2w": "MR",
+    "t2star": "MR", "pd": "MR", "pdw": "MR", "flair": "MR", "adc": "MR", "dwi": "MR", "t1gd": "MR", "t1ce": "MR",
+    "t1c": "MR", "t1n": "MR", "t2f": "MR",
 }  # fmt: skip
 # Word -> part; the first word found in a text counts.
 BODY_PARTS: Final = {
-    "hippocampus": "hippocampus", "brain": "brain", "brats": "brain", "head": "head", "heart": "heart",
-    "cardiac": "heart", "atrium": "heart", "lung": "lung", "chest": "chest", "liver": "liver", "hepatic": "liver",
-    "spleen": "spleen", "pancreas": "pancreas", "colon": "colon", "prostate": "prostate", "kidney": "kidney",
-    "adrenal": "adrenal", "abdom": "abdomen", "spine": "spine", "knee": "knee", "pelvis": "pelvis",
+    "hippocampus": "hippocampus", "brain": "brain", "brats": "brain", "oasis": "brain", "head": "head",
+    "heart": "heart", "cardiac": "heart", "atrium": "heart", "lung": "lung", "chest": "chest", "liver": "liver",
+    "hepatic": "liver", "spleen": "spleen", "pancreas": "pancreas", "colon": "colon", "prostate": "prostate",
+    "kidney": "kidney", "adrenal": "adrenal", "abdom": "abdomen", "spine": "spine", "knee": "knee",
+    "pelvis": "pelvis",
 }  # fmt: skip
 ATTRIBUTES: Final = ("group", "cdr", "diagnosis")  # clinical columns that tasks read
 MAX_ID: Final = 128
@@ -103,7 +104,7 @@ def safe_id(stem: str) -> str:
     """
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", stem).lstrip(".")
     if len(name) > MAX_ID or not stem.isascii():
-        digest = hashlib.sha256(stem.encode("utf-8", "surrogateescape")).hexdigest()[:12]
+        digest = hashlib.sha256(stem.encode("utf-8", "surrogatepass")).hexdigest()[:12]
         name = f"{name[: MAX_ID - 13]}-{digest}"
     return check_volume_id(name)
 

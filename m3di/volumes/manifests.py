@@ -12,6 +12,7 @@ from stores.errors import RefusedError
 MAX_BYTES: Final = 1 << 24
 MAX_DEPTH: Final = 32
 MAX_ROWS: Final = 1_000_000
+MAX_NAME: Final = 255  # bytes of a file's name
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -78,8 +79,9 @@ def inside(folder: Path, name: object, *, links: bool = False) -> Path:
     if not isinstance(name, str) or not name:
         raise RefusedError("E_MANIFEST", f"an entry names {name!r} as a file", hint="name a path below the folder")
     pure = PurePosixPath(name)
-    suspicious = pure.is_absolute() or ".." in pure.parts or re.search(r"[\x00-\x1f\\$]|^~|^[A-Za-z]+:", name)
-    if suspicious:
+    suspicious = re.search(r"[\x00-\x1f\\$\ud800-\udfff]|^~|^[A-Za-z][A-Za-z0-9+.-]*:", name)
+    too_long = any(len(part.encode("utf-8", "replace")) > MAX_NAME for part in pure.parts)
+    if suspicious or too_long or pure.is_absolute() or ".." in pure.parts:
         hint = "use relative paths below the dataset's folder, without .. ~ $ or a scheme"
         raise RefusedError("E_PATH", f"{name!r} is not a path below the dataset's folder", hint=hint)
     return contained(folder, folder / pure, links=links)

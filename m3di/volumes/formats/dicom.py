@@ -5,20 +5,25 @@ names, InstanceNumber or SliceThickness (DICOM PS3.3, C.7.6.2). A series that is
 resampled silently. Only the tags below are read; messages name files and series numbers, and no other tag.
 """
 
+import io
 import logging
+import os
+import re
 import warnings
+import zlib
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 import pydicom
 from pydicom.dataset import Dataset
 
-from m3di.volumes.formats.header import LPS_TO_RAS, MAX_SHEAR, checked_geometry, require_file
+from m3di.volumes.formats.header import LPS_TO_RAS, MAX_SHEAR, MAX_SIDE, checked_geometry, require_file
 from stores.errors import CaseError
 from stores.geometry import Geometry
 
@@ -28,11 +33,18 @@ GEOMETRY_TAGS: Final = (
     *SERIES_TAGS, "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "ImageType",
     "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence",
 )  # fmt: skip
-MAX_FILE_BYTES: Final = 1 << 30
-MAX_DEFLATED_BYTES: Final = 1 << 28  # of one deflated file, expanded: pydicom holds it whole
+MAX_FILE_BYTES: Final = (1 << 29) + (1 << 26)  # `MAX_VOXELS` of 16 bits and their header: pydicom holds it whole
+MAX_INFLATED_BYTES: Final = 1 << 28  # of one deflated file
+MAX_HEADER_BYTES: Final = 1 << 23  # read before the pixels: pydicom makes 250 bytes of 8,
+MAX_ITEMS: Final = 1 << 18  # and 700 of an item of a sequence
+MAX_NUMBER: Final = 1e6  # of a position in mm
 ALONG_MM: Final = 0.01  # positions along the normal may deviate so much, or
 ALONG_SHARE: Final = 0.02  # this share of the slice spacing
-_DEFLATED: Final = "1.2.840.10008.1.2.1.99"
+BESIDE_SHARE: Final = 0.1  # and positions from their common line this share of the smallest spacing
+_MODALITY: Final = re.compile("[A-Z0-9]{1,16}")
+_SYNTAX: Final = b"\x02\x00\x10\x00UI\x16\x00"  # the element TransferSyntaxUID, 22 bytes long
+_DEFLATED: Final = _SYNTAX + b"1.2.840.10008.1.2.1.99"
+_INFLATED: Final = _SYNTAX + b"1.2.840.10008.1.2.1\0\0\0"
 
 
 @dataclass(frozen=True)
@@ -42,7 +54,7 @@ class Series:
     Attributes:
         uid: SeriesInstanceUID; never shown or stored.
         number: SeriesNumber; -1 when there is none.
-        modality: `CT`, `MR` or another code of the standard.
+        modality: `CT`, `MR` or another code of the standard; `unknown` for what is no code.
         files: In the order of their names.
         has_pixels: Whether its objects are images at all.
     """
@@ -95,7 +107,7 @@ def is_dicom(path: Path) -> bool:
 def files_in(folder: Path) -> list[Path]:
     """DICOM files of a folder, those below it left out, in the order of their names."""
     regular = (path for path in sorted(folder.iterdir()) if path.is_file() and not path.name.startswith("."))
-    return [path for path in regular if path.name != "DICOMDIR" and is_dicom(path)]
+    return [path for path in regular if path.name.upper() != "DICOMDIR" and is_dicom(path)]
 
 
 def series_in(files: Sequence[Path]) -> list[Series]:
@@ -104,31 +116,38 @@ def series_in(files: Sequence[Path]) -> list[Series]:
     Raises:
         CaseError: E_NOT_DICOM, E_HEADER, E_TRUNCATED or E_EMPTY, naming a file that cannot be read.
     """
-    found: dict[str, Series] = {}
+    found: dict[tuple[str, bool], Series] = {}
+    members: dict[tuple[str, bool], list[Path]] = {}
     for path in files:
         header = read_header(path, SERIES_TAGS)
-        uid = str(header.get("SeriesInstanceUID", "") or "")
-        if uid in found:
-            found[uid] = replace(found[uid], files=(*found[uid].files, path))
-        else:
-            has_pixels = "Rows" in header and "Columns" in header
-            number = int(_number(header, "SeriesNumber", -1, path))
-            found[uid] = Series(uid, number, str(header.get("Modality", "") or ""), (path,), has_pixels)
-    return sorted(found.values(), key=lambda series: (series.number, series.files[0]))
+        with guarded(path):
+            uid = str(header.get("SeriesInstanceUID") or "")
+            key = uid, "Rows" in header and "Columns" in header
+            if key not in found:
+                code = str(header.get("Modality") or "")
+                modality = code if _MODALITY.fullmatch(code) else "unknown"
+                found[key] = Series(uid, _whole(header, "SeriesNumber", -1, path), modality, (), key[1])
+            members.setdefault(key, []).append(path)
+    series = [replace(one, files=tuple(members[key])) for key, one in found.items()]
+    return sorted(series, key=lambda one: (one.number, one.files[0]))
 
 
 def select(folder: Path, uid: str) -> Series:
     """The one image series of a folder, or of a single file, or the one with the given UID.
 
     Raises:
-        CaseError: E_NOT_DICOM, E_NO_PIXELS, E_SERIES when there are several and none is named.
+        CaseError: E_NOT_DICOM, E_NO_PIXELS, E_SERIES when there are several and none is named, or none is the named.
     """
     files = files_in(folder) if folder.is_dir() else [folder]
     if not files:
         raise CaseError("E_NOT_DICOM", f"{folder} holds no DICOM file", hint="give the folder of one series")
-    series = [one for one in series_in(files) if one.has_pixels and uid in ("", one.uid)]
-    if not series:
+    images = [one for one in series_in(files) if one.has_pixels]
+    if not images:
         raise CaseError("E_NO_PIXELS", f"{folder} holds DICOM objects without pixels", hint="give an image series")
+    series = [one for one in images if uid in ("", one.uid)]
+    if not series:
+        message = f"{folder} holds the series no longer that was found in it"
+        raise CaseError("E_SERIES", message, hint="copy it again")
     if len(series) > 1:
         names = ", ".join(f"number {one.number} ({one.modality}, {len(one.files)} files)" for one in series)
         hint = "move each into a folder of its own, or give the folder above so that each becomes a case"
@@ -145,7 +164,12 @@ def stack(series: Series) -> tuple[list[Slice], Geometry]:
     Raises:
         CaseError: E_GEOMETRY, saying which slices spoil the grid and by how much; E_HEADER, E_SPACING, E_TOO_LARGE.
     """
-    slices = [one for path in series.files for one in _slices(path)]
+    slices: list[Slice] = []
+    for path in series.files:
+        slices += _slices(path)
+        if len(slices) > MAX_SIDE:
+            message = f"{series.files[0].parent} has over {MAX_SIDE} slices"
+            raise CaseError("E_TOO_LARGE", message, hint="give one volume a folder")
     _require_alike(slices)
     ordered = sorted(slices, key=lambda one: float(one.position @ slices[0].normal))
     first, last = ordered[0], ordered[-1]
@@ -159,6 +183,7 @@ def stack(series: Series) -> tuple[list[Slice], Geometry]:
         degrees = float(np.degrees(np.arcsin(np.minimum(1.0, tilt))))
         message = f"{series.files[0].parent} is tilted: slices shift in plane by {degrees:.2f} degrees (gantry tilt)"
         raise CaseError("E_GEOMETRY", message, hint="correct the tilt first, for example with dcm2niix")
+    _require_line(ordered, step)
     affine = np.eye(4)
     affine[:3, 0] = first.orientation[0] * first.spacing_mm[0]
     affine[:3, 1] = first.orientation[1] * first.spacing_mm[1]
@@ -168,99 +193,158 @@ def stack(series: Series) -> tuple[list[Slice], Geometry]:
     return ordered, checked_geometry(sizes, LPS_TO_RAS @ affine, series.files[0].parent)
 
 
-def read_header(path: Path, tags: Sequence[str] | None, *, pixels: bool = False) -> Dataset:
-    """Read a DICOM file's named tags, or all of it.
+def read_header(path: Path, tags: Sequence[str], *, pixels: bool = False) -> Dataset:
+    """Read a DICOM file's named tags.
+
+    Args:
+        path: The file.
+        tags: Keywords; what else the file says is passed over.
+        pixels: Read on to the pixels, of a file that has been read without them before.
 
     Raises:
-        CaseError: E_NOT_DICOM, E_HEADER, E_TRUNCATED, E_TOO_LARGE, E_EMPTY, E_MISSING or E_NOT_FILE.
+        CaseError: E_NOT_DICOM, E_HEADER, E_TRUNCATED, E_CORRUPT, E_TOO_LARGE, E_EMPTY, E_MISSING or E_NOT_FILE.
     """
     size = require_file(path)
     if size > MAX_FILE_BYTES:
         raise CaseError("E_TOO_LARGE", f"{path} has {size} bytes", hint=f"at most {MAX_FILE_BYTES} are read")
-    with path.open("rb") as file:
+    with path.open("rb") as file, quiet() as warned:
         if file.read(132)[128:] != b"DICM":
             raise CaseError("E_NOT_DICOM", f"{path} is not a DICOM file", hint="remove it from the folder")
-    with quiet():
+        stream = _Stream(_inflated(file, path), bounded=not pixels)
+        header, failure = None, ""
         try:
-            meta = pydicom.filereader.read_file_meta_info(path)
-            if str(meta.get("TransferSyntaxUID", "")) == _DEFLATED:
-                _require_small_when_inflated(path)
-            return pydicom.dcmread(path, specific_tags=list(tags) if tags else None, stop_before_pixels=not pixels)
-        except EOFError as error:
-            raise CaseError("E_TRUNCATED", f"{path} ends within its header", hint="copy it again") from error
-        except CaseError:
-            raise
+            header = pydicom.dcmread(stream, specific_tags=list(tags), stop_before_pixels=not pixels)  # type: ignore[arg-type]
         except Exception as error:  # a parser of hostile bytes: whatever it stumbles over, the file is at fault
-            message = f"{path} has a header that cannot be read ({type(error).__name__})"
-            raise CaseError("E_HEADER", message, hint="export it again") from error
+            failure = type(error).__name__
+    if stream.is_large:
+        message = f"{path} has a header of over {MAX_HEADER_BYTES} bytes or {MAX_ITEMS} items"
+        raise CaseError("E_TOO_LARGE", message, hint="export it again, as one volume without private tags")
+    if stream.ended_early or any("End of file" in str(one.message) for one in warned):
+        raise CaseError("E_TRUNCATED", f"{path} ends early", hint="copy it again")
+    if header is None:
+        raise CaseError("E_HEADER", f"{path} has a header that cannot be read ({failure})", hint="export it again")
+    return header
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
+def quiet() -> Iterator[list[warnings.WarningMessage]]:
     """Keep what pydicom says of a file's values, which may name the patient, out of logs and warnings."""
     logger = logging.getLogger("pydicom")
     before = logger.level
     logger.setLevel(logging.CRITICAL + 1)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
         try:
-            yield
+            yield warned
         finally:
             logger.setLevel(before)
 
 
-def _require_small_when_inflated(path: Path) -> None:
-    """Bound what a deflated file expands to before pydicom expands it whole."""
-    import zlib  # noqa: PLC0415
+@contextmanager
+def guarded(path: Path) -> Iterator[None]:
+    """Look at a file's values, quietly: pydicom converts them when they are asked for, and may fail then.
 
-    content = path.read_bytes()
-    inflate = zlib.decompressobj(wbits=-15)
-    total = 0
-    data = content[_data_set_start(content) :]
-    while data and not inflate.eof:
-        total += len(inflate.decompress(data, 1 << 20))
-        data = inflate.unconsumed_tail
-        if total > MAX_DEFLATED_BYTES:
-            message = f"{path} expands to over {MAX_DEFLATED_BYTES} bytes"
-            raise CaseError("E_TOO_LARGE", message, hint="save it with another transfer syntax")
-
-
-def _data_set_start(content: bytes) -> int:
-    """Where the data set begins: the file meta group says its own length in its first element."""
-    return 144 + int.from_bytes(content[140:144], "little")
-
-
-def _slices(path: Path) -> Iterator[Slice]:
-    """The slices of one file: one, or the frames of an enhanced multi-frame object."""
-    header = read_header(path, GEOMETRY_TAGS)
+    Raises:
+        CaseError: E_HEADER, without the cause, which may quote the file.
+    """
     with quiet():
         try:
-            frames = header.get("PerFrameFunctionalGroupsSequence")
-            if frames is None:
-                if int(_number(header, "NumberOfFrames", 1, path)) > 1:
-                    hint = "give an enhanced object, or a series of single slices"
-                    raise CaseError("E_GEOMETRY", f"{path} has frames without positions", hint=hint)
-                yield _slice(path, 0, header, [header])
-                return
-            shared = list(header.get("SharedFunctionalGroupsSequence") or [])
-            for number, frame in enumerate(frames):
-                yield _slice(path, number, header, [frame, *shared, header])
+            yield
         except CaseError:
             raise
-        except Exception as error:  # see `read_header`: values are converted when they are looked at
+        except Exception as error:  # see `read_header`
             message = f"{path} has tags that cannot be read ({type(error).__name__})"
-            raise CaseError("E_HEADER", message, hint="export it again") from error
+            raise CaseError("E_HEADER", message, hint="export it again") from None
+
+
+class _Stream:
+    """A file as pydicom reads it: notes when it ends early, and when a header is larger than any honest one."""
+
+    def __init__(self, file: io.BufferedIOBase, *, bounded: bool) -> None:
+        self._file = file
+        self._size = file.seek(0, os.SEEK_END)
+        self._bytes_left = MAX_HEADER_BYTES if bounded else self._size * 2
+        self._items_left = MAX_ITEMS
+        self._bounded = bounded
+        self.seek, self.tell = file.seek, file.tell
+        self.ended_early = False
+        file.seek(0)
+
+    @property
+    def is_large(self) -> bool:
+        return self._bounded and min(self._bytes_left, self._items_left) < 0
+
+    def read(self, count: int) -> bytes:
+        left = self._size - self._file.tell()
+        if count > left and (left != 0 or count > 8) and count != _SEARCH:
+            self.ended_early = True
+        data = self._file.read(max(0, min(count, left)))
+        if self._bounded:
+            self._bytes_left -= len(data)
+            self._items_left -= data.count(b"\xfe\xff\x00\xe0") + data.count(b"\xff\xfe\xe0\x00")
+            if self.is_large:
+                raise OSError("header too large")
+        return data
+
+
+_SEARCH: Final = 8192  # pydicom reads so many bytes at once when it looks for a delimiter, up to the end
+
+
+def _inflated(file: io.BufferedIOBase, path: Path) -> io.BufferedIOBase:
+    """The file, or what it says when its data set is deflated: in bounds, which pydicom does not keep."""
+    file.seek(0)
+    head = file.read(1024)
+    start = 144 + int.from_bytes(head[140:144], "little")  # the file meta group begins with its own length
+    if _DEFLATED not in head[:start]:
+        return file
+    file.seek(start)
+    inflate = zlib.decompressobj(wbits=-15)
+    try:
+        data = inflate.decompress(file.read(), MAX_INFLATED_BYTES)
+    except zlib.error:
+        raise CaseError("E_CORRUPT", f"{path} cannot be inflated", hint="copy it again") from None
+    if len(data) == MAX_INFLATED_BYTES:
+        message = f"{path} expands to over {MAX_INFLATED_BYTES} bytes"
+        raise CaseError("E_TOO_LARGE", message, hint="save it with another transfer syntax")
+    if not inflate.eof:
+        raise CaseError("E_TRUNCATED", f"{path} ends within its deflated data set", hint="copy it again")
+    return io.BytesIO(head[:start].replace(_DEFLATED, _INFLATED) + data)
+
+
+def _slices(path: Path) -> list[Slice]:
+    """The slices of one file: one, or the frames of an enhanced multi-frame object."""
+    header = read_header(path, GEOMETRY_TAGS)
+    with guarded(path):
+        declared = _whole(header, "NumberOfFrames", 1, path)
+        frames = header.get("PerFrameFunctionalGroupsSequence")
+        if frames is None and declared == 1:
+            return [_slice(path, 0, header, [header])]
+        if frames is None:
+            hint = "give an enhanced object, or a series of single slices"
+            raise CaseError("E_GEOMETRY", f"{path} has {declared} frames without positions", hint=hint)
+        if len(frames) != declared:
+            message = f"{path} declares {declared} frames and describes {len(frames)}"
+            raise CaseError("E_HEADER", message, hint="export it again")
+        if declared > MAX_SIDE:
+            hint = f"at most {MAX_SIDE} are read"
+            raise CaseError("E_TOO_LARGE", f"{path} has {declared} frames", hint=hint)
+        shared = list(header.get("SharedFunctionalGroupsSequence") or [])
+        return [_slice(path, number, header, [frame, *shared, header]) for number, frame in enumerate(frames)]
 
 
 def _slice(path: Path, frame: int, header: Dataset, places: Sequence[Dataset]) -> Slice:
     position = _values(places, "PlanePositionSequence", "ImagePositionPatient", 3, path)
     orientation = _values(places, "PlaneOrientationSequence", "ImageOrientationPatient", 6, path).reshape(2, 3)
-    rows_mm, columns_mm = _values(places, "PixelMeasuresSequence", "PixelSpacing", 2, path)
+    rows_mm, columns_mm = _values(places, "PixelMeasuresSequence", "PixelSpacing", 2, path).tolist()
     lengths = np.linalg.norm(orientation, axis=1)
     if abs(lengths - 1).max() > 1e-2 or abs(float(orientation[0] @ orientation[1])) > MAX_SHEAR:
         message = f"{path} has an orientation that is no pair of orthogonal unit vectors"
         raise CaseError("E_GEOMETRY", message, hint="export it again")
-    kind = tuple(str(value) for value in header.get("ImageType") or ())
+    if min(rows_mm, columns_mm) <= 0:
+        message = f"{path} has pixels of {columns_mm:g} x {rows_mm:g} mm"
+        raise CaseError("E_SPACING", message, hint="export it again; no calibration, no volume")
+    kind = header.get("ImageType") or ()
+    kind = (kind,) if isinstance(kind, str) else tuple(str(value) for value in kind)
     shape = int(header.Columns), int(header.Rows)
     return Slice(path, frame, shape, (columns_mm, rows_mm), orientation / lengths[:, None], position, kind)
 
@@ -269,21 +353,20 @@ def _values(places: Sequence[Dataset], group: str, name: str, count: int, path: 
     """A tag's numbers from the first place that has it: the frame's group, the shared group, or the file."""
     for place in places:
         nested = place.get(group)
-        holder = nested[0] if nested else place
-        value = holder.get(name)
-        if value is not None and len(value) == count and np.isfinite(np.array(value, float)).all():
-            return np.array(value, dtype=np.float64)
+        value = (nested[0] if nested else place).get(name)
+        numbers = np.atleast_1d(np.array([] if value is None else value, dtype=np.float64))
+        if len(numbers) == count and (np.abs(numbers) <= MAX_NUMBER).all():  # NaN is not
+            return numbers
     hint = "export the original series; slices without a place in space make no volume"
     raise CaseError("E_GEOMETRY", f"{path} has no {name} of {count} numbers", hint=hint)
 
 
-def _number(header: Dataset, name: str, default: float, path: Path) -> float:
-    with quiet():
-        try:
-            value = header.get(name)
-            return default if value is None or value == "" else float(value)
-        except (TypeError, ValueError) as error:
-            raise CaseError("E_HEADER", f"{path} has a {name} that is no number", hint="export it again") from error
+def _whole(header: Dataset, name: str, default: int, path: Path) -> int:
+    try:
+        value = header.get(name)
+        return default if value is None or value == "" else int(value)
+    except (TypeError, ValueError, OverflowError):
+        raise CaseError("E_HEADER", f"{path} has a {name} that is no number", hint="export it again") from None
 
 
 def _require_alike(slices: Sequence[Slice]) -> None:
@@ -296,9 +379,11 @@ def _require_alike(slices: Sequence[Slice]) -> None:
         if max(turned, in_plane) > 0.1:
             difference = f"it is turned by {max(turned, in_plane):.1f} degrees against the others"
         elif one.shape != reference.shape:
-            difference = f"it has {one.shape[0]} x {one.shape[1]} pixels, the others {reference.shape}"
+            sizes = [f"{each.shape[0]} x {each.shape[1]}" for each in (one, reference)]
+            difference = f"it has {sizes[0]} pixels, the others {sizes[1]}"
         elif not np.allclose(one.spacing_mm, reference.spacing_mm, rtol=1e-3):
-            difference = f"its pixels are {one.spacing_mm} mm, those of the others {reference.spacing_mm} mm"
+            spacings = [f"{each.spacing_mm[0]:g} x {each.spacing_mm[1]:g}" for each in (one, reference)]
+            difference = f"its pixels are {spacings[0]} mm, those of the others {spacings[1]} mm"
         elif bool(localizer) != ("LOCALIZER" in reference.kind):
             difference = "it is no part of the stack"
         else:
@@ -310,7 +395,7 @@ def _require_alike(slices: Sequence[Slice]) -> None:
 def _most_common(slices: Sequence[Slice]) -> Slice:
     """A slice of the kind that most slices are of."""
     keys = [(one.shape, tuple(np.round(one.orientation, 2).ravel() + 0.0), "LOCALIZER" in one.kind) for one in slices]
-    return slices[keys.index(max(keys, key=keys.count))]
+    return slices[keys.index(Counter(keys).most_common(1)[0][0])]
 
 
 def _require_even(ordered: Sequence[Slice]) -> None:
@@ -326,32 +411,31 @@ def _require_even(ordered: Sequence[Slice]) -> None:
         message += f": {twice} of {len(ordered)} positions are taken twice"
         hint = "keep one acquisition, phase or echo a folder"
         raise CaseError("E_GEOMETRY", message, hint=hint)
-    off = np.abs(gaps - step) > tolerance
-    if off.any():
-        at = int(np.argmax(np.abs(gaps - step)))
-        missing = round(gaps[at] / step) - 1
+    if (np.abs(gaps - step) > tolerance).any():
+        step = float(gaps.min())
+        missing = np.round(gaps / step) - 1
+        at = int(np.argmax(gaps))
         between = f"between {_name(ordered[at])} and {_name(ordered[at + 1])}"
-        if missing > 0 and abs(gaps[at] - (missing + 1) * step) <= tolerance * (missing + 1):
-            message = f"{missing} slices are missing {between}: {gaps[at]:.3f} mm instead of {step:.3f} mm"
+        if (np.abs(gaps - (missing + 1) * step) <= tolerance * (missing + 1)).all():
+            count = int(missing.sum())
+            slices = "1 slice is" if count == 1 else f"{count} slices are"
+            message = f"{slices} missing, the widest gap {between}: {gaps[at]:.3f} mm instead of {step:.3f} mm"
         else:
             message = (
-                f"slices lie {gaps.min():.3f} to {gaps.max():.3f} mm apart, unevenly; the worst gap is {between}"
+                f"slices lie {gaps.min():.3f} to {gaps.max():.3f} mm apart, unevenly; the widest gap is {between}"
             )
+        raise CaseError("E_GEOMETRY", message, hint="export the whole series again")
+
+
+def _require_line(ordered: Sequence[Slice], step: npt.NDArray[np.float64]) -> None:
+    """Every position on the line from the first to the last, one step after another."""
+    positions = np.array([one.position for one in ordered])
+    off = np.linalg.norm(positions - positions[0] - np.arange(len(ordered))[:, None] * step, axis=1)
+    at = int(np.argmax(off))
+    if off[at] > max(ALONG_MM, BESIDE_SHARE * min(*ordered[0].spacing_mm, float(np.linalg.norm(step)))):
+        message = f"{_name(ordered[at])} lies {off[at]:.3f} mm beside the line of the other slices"
         raise CaseError("E_GEOMETRY", message, hint="export the whole series again")
 
 
 def _name(one: Slice) -> str:
     return f"{one.file.name} frame {one.frame + 1}" if one.frame else one.file.name
-
-
-def rescale_of(header: Dataset, frame: int) -> tuple[float, float]:
-    """Slope and intercept of a frame: value = slope * stored + intercept."""
-    places: list[Any] = [header]
-    if frames := header.get("PerFrameFunctionalGroupsSequence"):
-        places = [frames[frame], *(header.get("SharedFunctionalGroupsSequence") or []), header]
-    for place in places:
-        nested = place.get("PixelValueTransformationSequence")
-        holder = nested[0] if nested else place
-        if holder.get("RescaleSlope") is not None:
-            return float(holder.RescaleSlope), float(holder.get("RescaleIntercept") or 0.0)
-    return 1.0, 0.0

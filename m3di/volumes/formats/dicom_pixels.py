@@ -1,22 +1,49 @@
-"""Pixels of a DICOM series: decoded slice by slice, checked against what the tags declare, rescaled each by its own.
+"""Pixels of a DICOM series: decoded frame by frame, checked against what the tags declare, rescaled each by its own.
 
-pydicom decodes uncompressed, RLE and deflated pixels itself; JPEG, JPEG Lossless, JPEG-LS and JPEG 2000 go through
-its plugins (python-gdcm, pylibjpeg-openjpeg).
+pydicom decodes uncompressed, RLE and deflated pixels itself; JPEG, JPEG Lossless and JPEG-LS go through python-gdcm,
+JPEG 2000 through pylibjpeg-openjpeg. Both allocate by what a compressed stream says of itself, and GDCM ends the
+process over some streams, so streams are compared with the tags before.
 """
 
+import re
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 from pydicom.dataset import Dataset
 from pydicom.encaps import generate_frames
+from pydicom.pixels.decoders.base import get_decoder
+from pydicom.uid import (
+    UID,
+    JPEG2000TransferSyntaxes,
+    JPEGBaseline8Bit,
+    JPEGExtended12Bit,
+    JPEGLSTransferSyntaxes,
+    JPEGTransferSyntaxes,
+    RLELossless,
+)
 
-from m3di.volumes.formats.dicom import Series, Slice, quiet, read_header, rescale_of, stack
-from m3di.volumes.formats.header import MAX_BYTES
+from m3di.volumes.formats.dicom import Series, Slice, guarded, read_header, stack
 from stores.errors import CaseError
 from stores.geometry import Geometry
 
-_SOF: Final = frozenset((0xC0, 0xC1, 0xC2, 0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF, 0xF7))
+PIXEL_TAGS: Final = (
+    "Rows", "Columns", "NumberOfFrames", "SamplesPerPixel", "PhotometricInterpretation", "BitsAllocated",
+    "BitsStored", "HighBit", "PixelRepresentation", "PixelPaddingValue", "PixelPaddingRangeLimit", "RescaleSlope",
+    "RescaleIntercept", "ModalityLUTSequence", "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence",
+    "ExtendedOffsetTable", "ExtendedOffsetTableLengths", "PixelData", "FloatPixelData", "DoubleFloatPixelData",
+)  # fmt: skip
+MAX_BYTES: Final = 1 << 29  # of pixels that one file declares
+MAX_FRAME_BYTES: Final = 1 << 25  # 4096 x 4096 of 16 bits
+MAX_RLE_BYTES: Final = 1 << 23  # of a frame: a hostile one takes 128 times as much before pydicom notices
+MAX_FRAGMENTS: Final = 1 << 20
+MAX_RESCALE: Final = 1e12
+_SOF: Final = (0xC0, 0xC1, 0xC3, 0xF7)  # JPEG baseline, extended, lossless, and JPEG-LS
+_SEGMENTS: Final = (0xC4, 0xDB, 0xDD, 0xF8, *range(0xE0, 0xF0), 0xFE, 0xFF)  # tables, remarks, filling
+_STRANGE: Final = re.compile(rb"\xff[\x80-\xcf\xd8\xda-\xfe]")  # a marker within a scan
+_J2K: Final = b"\xff\x4f\xff\x51"  # SOC, SIZ
 
 
 def read_series(series: Series) -> tuple[npt.NDArray[np.float32], Geometry, int]:
@@ -24,111 +51,208 @@ def read_series(series: Series) -> tuple[npt.NDArray[np.float32], Geometry, int]
 
     Returns:
         (i, j, k) voxels in scanner units, their grid, and how many were padding (PixelPaddingValue), which hold the
-        smallest other value of their slice.
+        smallest other value of their slice, or of the series where a slice is nothing else.
 
     Raises:
-        CaseError: E_GEOMETRY, E_NO_PIXELS, E_DTYPE, E_DECODE, E_TRUNCATED, E_TOO_LARGE or E_HEADER.
+        CaseError: E_GEOMETRY, E_NO_PIXELS, E_NO_SIGNAL, E_DTYPE, E_DECODE, E_TRUNCATED, E_CORRUPT, E_TOO_LARGE,
+            E_SPACING or E_HEADER.
     """
     slices, geometry = stack(series)
-    if int(np.prod(geometry.shape, dtype=object)) * 4 > MAX_BYTES:
-        message = f"{series.files[0].parent} has {geometry.shape} voxels"
-        raise CaseError("E_TOO_LARGE", message, hint=f"at most {MAX_BYTES} bytes are read; crop the series")
-    places: dict[Any, list[tuple[int, Slice]]] = {}
+    places: dict[Path, dict[int, int]] = {}
     for k, one in enumerate(slices):
-        places.setdefault(one.file, []).append((k, one))
+        places.setdefault(one.file, {})[one.frame] = k
     voxels = np.empty(geometry.shape, np.float32, order="F")
-    num_padding = 0
-    for file, wanted in places.items():
-        header = read_header(file, None, pixels=True)
-        frames = _decode(header, wanted[0][1])
-        for k, one in wanted:
-            stored, padding = _shown(frames[one.frame], header)
-            slope, intercept = rescale_of(header, one.frame)
-            values = stored.astype(np.float64) * slope + intercept
-            if padding.any() and not padding.all():
-                values[padding] = values[~padding].min()
-                num_padding += int(padding.sum())
-            voxels[:, :, k] = values.T
+    num_padding, empty = 0, []
+    for file, k_of in places.items():
+        header = read_header(file, PIXEL_TAGS, pixels=True)
+        with guarded(file):
+            for frame, stored in enumerate(_frames(header, slices[k_of[0]])):
+                values, padding = _shown(stored, header, frame, file)
+                count = int(padding.sum())
+                if count == padding.size:
+                    empty.append(k_of[frame])
+                elif count:
+                    values[padding] = values[~padding].min()
+                num_padding += count
+                voxels[:, :, k_of[frame]] = values.T
+    if len(empty) == len(slices):
+        raise CaseError("E_NO_SIGNAL", f"{file.parent} holds nothing but padding", hint="leave it out")
+    if empty:
+        voxels[:, :, empty] = min(voxels[:, :, k].min() for k in range(len(slices)) if k not in set(empty))
     return voxels, geometry, num_padding
 
 
-def _decode(header: Dataset, one: Slice) -> npt.NDArray[Any]:
-    """Stored values of all frames of a file: (frames, rows, columns)."""
+def _frames(header: Dataset, one: Slice) -> Iterator[npt.NDArray[Any]]:
+    """Stored values of a file's frames, (rows, columns) each, one at a time."""
+    syntax = header.file_meta.get("TransferSyntaxUID")
+    if syntax is None:
+        raise CaseError("E_HEADER", f"{one.file} does not say its transfer syntax", hint="export it again")
+    options = _checked(header, one, syntax)
+    try:
+        get_decoder(syntax)
+        if syntax.is_encapsulated:
+            options = _checked_streams(header, one, syntax)
+        if syntax == JPEGExtended12Bit:  # GDCM decodes both by what the stream says; pydicom lets it not try 12 bits
+            header.file_meta.TransferSyntaxUID = syntax = JPEGBaseline8Bit
+        for frame, _ in get_decoder(syntax).iter_array(header, raw=True, **options):
+            yield _significant(frame, int(header.BitsStored)) if syntax.is_encapsulated else frame
+    except CaseError:
+        raise
+    except Exception as error:  # a decoder of hostile bytes: whatever it stumbles over, the file is at fault
+        name = syntax.name if syntax.is_transfer_syntax else "an unknown transfer syntax"
+        message = f"{one.file} cannot be decoded ({name}, {type(error).__name__})"
+        hint = "export it again, or convert it with gdcmconv --raw"
+        raise CaseError("E_DECODE", message, hint=hint) from None
+
+
+def _checked(header: Dataset, one: Slice, syntax: UID) -> dict[str, Any]:
+    """Compare what is declared with the limits, and with the bytes that are there; returns options of the decoder."""
     file = one.file
-    if "PixelData" not in header and "FloatPixelData" not in header and "DoubleFloatPixelData" not in header:
+    keyword = next((name for name in PIXEL_TAGS[-3:] if name in header), "")
+    if not keyword:
         raise CaseError("E_NO_PIXELS", f"{file} has no pixels", hint="export the images, not only their headers")
-    with quiet():
-        try:
-            if int(header.get("SamplesPerPixel", 1)) != 1:
-                message = f"{file} has {header.SamplesPerPixel} values a pixel (colour)"
-                raise CaseError("E_DTYPE", message, hint="give the original grey images, not screenshots")
-            _require_sane(header, one)
-            frames = header.pixel_array
-        except CaseError:
-            raise
-        except Exception as error:  # a decoder of hostile bytes: whatever it stumbles over, the file is at fault
-            raise _decode_error(header, error, one) from error
-    return frames if frames.ndim == 3 else frames[None]
+    samples = int(header.get("SamplesPerPixel", 1))
+    if samples != 1 or str(header.get("PhotometricInterpretation")) not in ("MONOCHROME1", "MONOCHROME2"):
+        message = f"{file} is no grey image ({samples} values a pixel)"
+        raise CaseError("E_DTYPE", message, hint="give the original grey images, not screenshots")
+    if "ModalityLUTSequence" in header:
+        hint = "export it with RescaleSlope and RescaleIntercept"
+        raise CaseError("E_DTYPE", f"{file} maps its values by a table", hint=hint)
+    bits = int(header.BitsAllocated)
+    if bits not in ((8, 16, 32) if keyword == "PixelData" else (32, 64)):
+        raise CaseError("E_DTYPE", f"{file} has {bits} bits a pixel", hint="export it with 8 or 16 bits")
+    count, frame_bytes = _count(header), one.shape[0] * one.shape[1] * bits // 8
+    if frame_bytes > MAX_FRAME_BYTES or frame_bytes * count > MAX_BYTES:
+        message = f"{file} declares {count} frames of {frame_bytes} bytes"
+        hint = f"at most {MAX_FRAME_BYTES} bytes a frame and {MAX_BYTES} a file are read; crop or downsample it"
+        raise CaseError("E_TOO_LARGE", message, hint=hint)
+    stored = int(header.get("BitsStored", bits))
+    highest = int(header.get("HighBit", stored - 1))
+    if not (1 <= stored <= bits and (highest == stored - 1 or syntax.is_encapsulated)):
+        message = f"{file} stores {stored} of {bits} bits, the highest at {highest}"
+        raise CaseError("E_DTYPE", message, hint="export it with the values in the lowest bits")
+    present = len(header[keyword].value or b"")
+    if not syntax.is_encapsulated and present < frame_bytes * count:
+        message = f"{file} has {present} of {frame_bytes * count} bytes of pixels"
+        raise CaseError("E_TRUNCATED", message, hint="copy it again")
+    return {"allow_excess_frames": False}
 
 
-def _require_sane(header: Dataset, one: Slice) -> None:
-    """Compare declared sizes with the bytes that are there, before a decoder allocates by either."""
-    count = int(header.get("NumberOfFrames", 1) or 1)
-    bits = int(header.get("BitsAllocated", 0))
-    if bits not in (8, 16, 32, 64):
-        raise CaseError("E_DTYPE", f"{one.file} has {bits} bits a pixel", hint="export it with 8 or 16 bits")
-    declared = one.shape[0] * one.shape[1] * count * bits // 8
-    if declared > MAX_BYTES:
-        hint = f"at most {MAX_BYTES} bytes are read"
-        raise CaseError("E_TOO_LARGE", f"{one.file} declares {declared} bytes of pixels", hint=hint)
-    data = header.get("PixelData")
-    if not header.file_meta.TransferSyntaxUID.is_encapsulated:
-        if data is not None and len(data) < declared:
-            message = f"{one.file} has {len(data)} of {declared} bytes of pixels"
-            raise CaseError("E_TRUNCATED", message, hint="copy it again")
-        return
-    for frame in generate_frames(data, number_of_frames=count):
-        size = _codestream_size(frame)
-        if size is not None and size != one.shape:
-            message = f"{one.file} holds an image of {size} pixels where {one.shape} are declared"
+def _checked_streams(header: Dataset, one: Slice, syntax: UID) -> dict[str, Any]:
+    """Compare what compressed streams say of themselves with the tags; returns options of the decoder."""
+    data, bits, count = header.PixelData, int(header.BitsAllocated), _count(header)
+    frame_bytes = one.shape[0] * one.shape[1] * bits // 8
+    is_jpeg = syntax in JPEGTransferSyntaxes or syntax in JPEGLSTransferSyntaxes
+    if data.count(b"\xfe\xff\x00\xe0") > MAX_FRAGMENTS or (syntax == RLELossless and frame_bytes > MAX_RLE_BYTES):
+        message = f"{one.file} has frames of {frame_bytes} bytes in too many pieces"
+        raise CaseError("E_TOO_LARGE", message, hint="save it with another transfer syntax")
+    if is_jpeg and bits > 16:
+        message = f"{one.file} has {bits} bits a pixel in a JPEG stream"
+        raise CaseError("E_DTYPE", message, hint="export it with 8 or 16 bits")
+    tables = header.get("ExtendedOffsetTable"), header.get("ExtendedOffsetTableLengths")
+    found = 0
+    for stream in generate_frames(data, number_of_frames=count, extended_offsets=tables if all(tables) else None):
+        found += 1
+        if len(stream) > 2 * frame_bytes + (1 << 16):
+            message = f"{one.file} has a stream of {len(stream)} bytes for {frame_bytes} bytes of pixels"
             raise CaseError("E_CORRUPT", message, hint="export it again")
+        if syntax != RLELossless:
+            _check_stream(stream, one, bits)
+        if found > count:
+            break
+    if found != count:
+        message = f"{one.file} holds {'more' if found > count else found} frames where {count} are declared"
+        raise CaseError("E_CORRUPT" if found > count else "E_TRUNCATED", message, hint="export it again")
+    if is_jpeg:  # GDCM ends the process when these differ, and cuts the values when the stream has more bits
+        return {"bits_stored": bits, "decoding_plugin": "gdcm"}
+    return {"decoding_plugin": "pylibjpeg"} if syntax in JPEG2000TransferSyntaxes else {}
 
 
-def _codestream_size(frame: bytes) -> tuple[int, int] | None:
-    """(columns, rows) that a JPEG or JPEG 2000 stream declares itself; None when it is neither."""
-    if frame[:4] == b"\xff\x4f\xff\x51":  # JPEG 2000: SOC, SIZ
-        x1, y1, x0, y0 = (int.from_bytes(frame[start : start + 4], "big") for start in (8, 12, 16, 20))
-        return x1 - x0, y1 - y0
-    if frame[:2] != b"\xff\xd8":
-        return None
-    position = 2
-    while position + 9 <= len(frame) and frame[position] == 0xFF:
-        marker = frame[position + 1]
-        if marker in _SOF:
-            rows, columns = (int.from_bytes(frame[at : at + 2], "big") for at in (position + 5, position + 7))
-            return columns, rows
-        position += 1 if marker == 0xFF else 2 + int.from_bytes(frame[position + 2 : position + 4], "big")
+def _check_stream(stream: bytes, one: Slice, bits: int) -> None:
+    facts = _facts(stream)
+    if facts is None:
+        raise CaseError("E_DECODE", f"{one.file} holds no JPEG stream where it says so", hint="export it again")
+    if facts[:2] != one.shape or facts[2] != 1 or facts[3] > bits:
+        message = f"{one.file} holds {facts[0]} x {facts[1]} pixels of {facts[2]} times {facts[3]} bits"
+        message += f" where {one.shape[0]} x {one.shape[1]} of {bits} bits are declared"
+        raise CaseError("E_CORRUPT", message, hint="export it again")
+    if b"\xff\xd9" not in stream[-16:]:
+        raise CaseError("E_TRUNCATED", f"{one.file} has a picture without an end", hint="copy it again")
+
+
+def _facts(stream: bytes) -> tuple[int, int, int, int] | None:
+    """(columns, rows, components, bits) of a JPEG or JPEG 2000 stream by itself; None when it is neither."""
+    start = stream.find(_J2K) if stream[4:8] == b"jP  " else 0
+    if stream[start : start + 4] == _J2K:
+        x1, y1, x0, y0 = (int.from_bytes(stream[start + at : start + at + 4], "big") for at in (8, 12, 16, 20))
+        components, bits = stream[start + 40 : start + 42], stream[start + 42 : start + 43]
+        return x1 - x0, y1 - y0, int.from_bytes(components, "big"), (int.from_bytes(bits, "big") & 0x7F) + 1
+    return _jpeg_facts(stream) if stream[:2] == b"\xff\xd8" else None
+
+
+def _jpeg_facts(stream: bytes) -> tuple[int, int, int, int] | None:
+    """As `_facts`, when segments follow one another up to the only scan, and nothing but its data comes after.
+
+    Over anything else GDCM may end the process, or take as long for each further scan.
+    """
+    facts, position = None, 2
+    while position + 10 <= len(stream) and stream[position] == 0xFF:
+        marker, length = stream[position + 1], int.from_bytes(stream[position + 2 : position + 4], "big")
+        if marker == 0xDA:
+            return None if _STRANGE.search(stream, position + 2 + length) else facts
+        if marker in _SOF and facts is None:
+            rows, columns = (int.from_bytes(stream[at : at + 2], "big") for at in (position + 5, position + 7))
+            facts = columns, rows, stream[position + 9], stream[position + 4]
+        elif marker not in _SEGMENTS or length < 2:
+            return None
+        position += 1 if marker == 0xFF else 2 + length
     return None
 
 
-def _shown(stored: npt.NDArray[Any], header: Dataset) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_]]:
-    """Stored values with MONOCHROME1 inverted, and where they are padding."""
+def _significant(stored: npt.NDArray[Any], bits: int) -> npt.NDArray[Any]:
+    """Values of their lowest bits; what a decoder gives above is their sign, a wrong sign, or means nothing."""
+    unused = stored.dtype.itemsize * 8 - bits
+    return stored << unused >> unused if unused > 0 else stored
+
+
+def _shown(
+    stored: npt.NDArray[Any], header: Dataset, frame: int, file: Path
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
+    """Values in scanner units, and where they are padding.
+
+    MONOCHROME1 is inverted within the range of the stored numbers, before they are rescaled: so all slices of a
+    series are inverted alike, whatever values they hold.
+    """
     padding = np.zeros(stored.shape, bool)
     if header.get("PixelPaddingValue") is not None:
         limit = header.get("PixelPaddingRangeLimit")
-        ends = sorted((int(header.PixelPaddingValue), int(header.PixelPaddingValue if limit is None else limit)))
-        padding = (stored >= ends[0]) & (stored <= ends[1])
-    if str(header.get("PhotometricInterpretation", "")) == "MONOCHROME1" and stored.dtype.kind in "iu":
-        bits = int(header.BitsStored)
-        top = (1 << bits) - 1 if int(header.PixelRepresentation) == 0 else -1
-        stored = top - stored.astype(np.int64)
-    return stored, padding
+        values = [int(header.PixelPaddingValue), int(header.PixelPaddingValue if limit is None else limit)]
+        low, high = sorted(np.array(values).astype(stored.dtype))  # writers take US for SS: 63536 is -2000
+        padding = (stored >= low) & (stored <= high)
+    slope, intercept = _rescale(header, frame, file)
+    if str(header.PhotometricInterpretation) == "MONOCHROME1" and stored.dtype.kind in "iu":
+        top = (1 << int(header.BitsStored)) - 1 if stored.dtype.kind == "u" else -1
+        slope, intercept = -slope, intercept + slope * top
+    return stored * np.float64(slope) + intercept, padding
 
 
-def _decode_error(header: Dataset, error: Exception, one: Slice) -> CaseError:
-    syntax = header.file_meta.TransferSyntaxUID
-    name = syntax.name if syntax.is_transfer_syntax else "an unknown transfer syntax"
-    hint = "export it again, or convert it with gdcmconv --raw"
-    if isinstance(error, NotImplementedError | RuntimeError) and "plugin" in str(error).lower():
-        hint = "pip install python-gdcm pylibjpeg-openjpeg, or convert it with gdcmconv --raw"
-    return CaseError("E_DECODE", f"{one.file} cannot be decoded ({name}, {type(error).__name__})", hint=hint)
+def _rescale(header: Dataset, frame: int, file: Path) -> tuple[float, float]:
+    """Slope and intercept of a frame: value = slope * stored + intercept."""
+    places: list[Any] = [header]
+    if frames := header.get("PerFrameFunctionalGroupsSequence"):
+        places = [frames[frame], *(header.get("SharedFunctionalGroupsSequence") or []), header]
+    slope, intercept = 1.0, 0.0
+    for place in places:
+        nested = place.get("PixelValueTransformationSequence")
+        given = [(nested[0] if nested else place).get(name) for name in ("RescaleSlope", "RescaleIntercept")]
+        if given != [None, None]:
+            slope, intercept = (1.0 if given[0] is None else float(given[0])), float(given[1] or 0.0)
+            break
+    if not (0 < abs(slope) <= MAX_RESCALE and abs(intercept) <= MAX_RESCALE):  # NaN is not
+        message = f"{file} has values of {slope:g} times what is stored, plus {intercept:g}"
+        raise CaseError("E_HEADER", message, hint="export it again")
+    return slope, intercept
+
+
+def _count(header: Dataset) -> int:
+    return int(header.get("NumberOfFrames") or 1)

@@ -5,12 +5,14 @@
 """
 
 import ast
+import io
 import re
 import struct
 import zipfile
+import zlib
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, BinaryIO, Final
+from typing import IO, Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -59,7 +61,7 @@ def _sidecar_affine(path: Path) -> npt.NDArray[np.float64]:
         raise CaseError("E_AFFINE", f"{file} holds no 4 x 4 affine", hint=hint) from error
 
 
-def _read_header(file: BinaryIO, path: Path) -> tuple[tuple[int, ...], np.dtype[Any], bool, int]:
+def _read_header(file: IO[bytes] | io.BufferedIOBase, path: Path) -> tuple[tuple[int, ...], np.dtype[Any], bool, int]:
     """Shape, type, Fortran order and length of a .npy header, which is never evaluated as code."""
     start = file.read(12)
     if start[:6] != b"\x93NUMPY" or len(start) < 12 or start[6] not in (1, 2, 3):
@@ -113,9 +115,9 @@ def medmnist_arrays(path: Path) -> dict[str, tuple[int, ...]]:
             found = {}
             for entry in archive.infolist():
                 with archive.open(entry) as file:
-                    found[entry.filename.removesuffix(".npy")] = _read_header(file, path)[0]  # type: ignore[arg-type]
+                    found[entry.filename.removesuffix(".npy")] = _read_header(file, path)[0]
             return found
-    except (zipfile.BadZipFile, NotImplementedError, OSError, RuntimeError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, OSError, RuntimeError) as error:
         raise CaseError("E_FORMAT", f"{path} is not a .npz file: {error}", hint="download it again") from error
 
 
@@ -129,7 +131,7 @@ def _member(path: Path, name: str, _stamp: tuple[int, int]) -> npt.NDArray[Any]:
                 hint = f"at most {MAX_BYTES} bytes are read"
                 raise CaseError("E_TOO_LARGE", f"{path} declares {entry.file_size} bytes in {name}", hint=hint)
             with archive.open(entry) as file:
-                shape, dtype, fortran, _ = _read_header(file, path)  # type: ignore[arg-type]
+                shape, dtype, fortran, _ = _read_header(file, path)
                 count = int(np.prod(shape, dtype=object))
                 if count * dtype.itemsize > entry.file_size:
                     raise CaseError("E_TRUNCATED", f"{path} ends within {name}", hint="download it again")
@@ -138,5 +140,5 @@ def _member(path: Path, name: str, _stamp: tuple[int, int]) -> npt.NDArray[Any]:
         return values.reshape(shape, order="F" if fortran else "C")
     except KeyError as error:
         raise CaseError("E_FORMAT", f"{path} has no array {name}", hint="give a set of MedMNIST") from error
-    except (zipfile.BadZipFile, zipfile.zlib.error, EOFError, ValueError, NotImplementedError) as error:  # type: ignore[attr-defined]
+    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, NotImplementedError) as error:
         raise CaseError("E_CORRUPT", f"{path} cannot be read: {error}", hint="download it again") from error

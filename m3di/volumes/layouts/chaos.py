@@ -17,29 +17,36 @@ IMAGES, LABELS = "DICOM_anon", "Ground"
 
 def matches(root: Path) -> bool:
     """Whether there are patients' folders as the challenge lays them out."""
-    return root.is_dir() and any(True for top in _tops(root) for _ in top.glob(f"*/*/**/{IMAGES}"))
+    return any(True for _, person in _people(root) for _ in _series(person))
 
 
 def cases(root: Path) -> list[Case]:
     """Every series: CT, T1 in phase, T1 out of phase, T2 SPIR."""
-    found = []
-    for top in _tops(root):
-        for person in sorted((top / "CT").glob("*")):
-            if (person / IMAGES).is_dir():
-                found.append(_case(root, person / IMAGES, "CT", person, ""))
-        for person in sorted((top / "MR").glob("*")):
-            for phase in ("InPhase", "OutPhase"):
-                if (series := person / "T1DUAL" / IMAGES / phase).is_dir():
-                    found.append(_case(root, series, "MR", person, f"_t1dual_{phase.lower()}"))
-            if (series := person / "T2SPIR" / IMAGES).is_dir():
-                found.append(_case(root, series, "MR", person, "_t2spir"))
-    return found
+    return [
+        _case(root, series, modality, person, suffix)
+        for modality, person in _people(root)
+        for series, suffix in _series(person)
+    ]
 
 
-def _tops(root: Path) -> list[Path]:
-    """Folders that hold `CT` and `MR`: the root, `Train_Sets`, `Test_Sets`."""
-    tops = [root, root / "Train_Sets", root / "Test_Sets"]
-    return [top for top in tops if (top / "CT").is_dir() or (top / "MR").is_dir()]
+def _people(root: Path) -> list[tuple[str, Path]]:
+    """(modality, folder) of each person; the root is the challenge's, `Train_Sets`, `Test_Sets`, `CT` or `MR`."""
+    folders = [(kind, root / top / kind) for top in ("", "Train_Sets", "Test_Sets") for kind in ("CT", "MR")]
+    if root.resolve().name in ("CT", "MR"):
+        folders.append((root.resolve().name, root))
+    return [(kind, person) for kind, folder in folders for person in sorted(folder.glob("[!.]*")) if person.is_dir()]
+
+
+def _series(person: Path) -> list[tuple[Path, str]]:
+    """(folder, ending of its id) of each series of a person."""
+    dual = person / "T1DUAL" / IMAGES
+    places = [
+        (person / IMAGES, ""),
+        (dual / "InPhase", "_t1dual_inphase"),
+        (dual / "OutPhase", "_t1dual_outphase"),
+        (person / "T2SPIR" / IMAGES, "_t2spir"),
+    ]
+    return [(folder, ending) for folder, ending in places if folder.is_dir()]
 
 
 def _case(root: Path, series: Path, modality: str, person: Path, suffix: str) -> Case:

@@ -93,14 +93,19 @@ def _survey(root: Path, *, layout: str, follow_links: bool) -> Dataset:
     if layout != "auto" and not LAYOUTS[name][0](root):
         raise RefusedError("E_FORMAT", f"{root} is not laid out as {name}", hint="see README, or use --layout auto")
     cases = LAYOUTS[name][1](root)
-    for case in cases:
-        _require_contained(case, follow_links=follow_links)
+    folder = root if root.is_dir() else root.parent
+    for path in (path for case in cases for path in _files(case)):
+        contained(folder, path, links=follow_links)
     return Dataset(root, name, tuple(cases))
 
 
-def _require_contained(case: Case, *, follow_links: bool) -> None:
-    paths = [case.image, *([case.label.path] if case.label else [])]
+def _files(case: Case) -> list[Path]:
+    """What is read for a case, as far as it lies in the file system by name."""
+    files = [case.image]
     if case.image.is_dir():
-        paths += dicom.files_in(case.image)
-    for path in paths:
-        contained(case.root, path, links=follow_links)
+        files += dicom.files_in(case.image)
+    if case.label is not None:
+        files += [case.label.path, *case.label.rivals]
+        if case.label.path.is_dir():
+            files += case.label.path.glob("*.png")
+    return files

@@ -17,12 +17,9 @@ from m3di.volumes.formats import dicom
 from m3di.volumes.layouts.names import bare, is_scan, labelled_scan, stem_of, subject_of
 from stores.errors import CaseError, RefusedError
 
-LABEL_FOLDER: Final = re.compile(
-    r"(?:labels?|masks?|segmentations?|segs?|gts?|ground[_-]?truths?)[_-]?(?P<part>tr|ts|train|test|val)?", re.IGNORECASE
-)
-IMAGE_FOLDER: Final = re.compile(
-    r"(?:images?|imgs?|scans?|volumes?)[_-]?(?P<part>tr|ts|train|test|val)?", re.IGNORECASE
-)
+_PART: Final = r"[_-]?(?P<part>tr|ts|train|test|val)?"
+LABEL_FOLDER: Final = re.compile(rf"(?:labels?|masks?|segmentations?|segs?|gts?|ground[_-]?truths?){_PART}", re.I)
+IMAGE_FOLDER: Final = re.compile(rf"(?:images?|imgs?|scans?|volumes?){_PART}", re.I)
 NO_FOLDERS: Final = ("__MACOSX",)  # and hidden ones
 
 
@@ -38,7 +35,7 @@ def cases(root: Path) -> list[Case]:
         return dicom_cases(root, root.parent) if dicom.is_dicom(root) else []
     files = _files(root)
     found = file_cases([path for path in files if is_scan(path)], root)
-    others = [path for path in files if not is_scan(path) and path.name != "DICOMDIR"]
+    others = [path for path in files if path.is_file() and not is_scan(path) and path.name != "DICOMDIR"]
     for folder in sorted({path.parent for path in others if dicom.is_dicom(path)}):
         found += dicom_cases(folder, root)
     return found
@@ -46,21 +43,24 @@ def cases(root: Path) -> list[Case]:
 
 def file_cases(files: list[Path], root: Path) -> list[Case]:
     """Cases of scan files, label maps paired with them by name."""
-    labels: dict[tuple[str, ...], list[Path]] = {}
-    scans: dict[Path, tuple[str, ...]] = {}
+    labels: dict[tuple[Path | str, str], list[Path]] = {}
+    scans: list[tuple[Path, str]] = []
     for path in files:
-        place, marked = _place(path.relative_to(root).parent)
+        place, is_label = _place(path.relative_to(root).parent)
         owner = labelled_scan(stem_of(path))
-        if marked or owner is not None:
-            labels.setdefault((*place, owner or bare(stem_of(path)) if marked else owner or ""), []).append(path)
+        if is_label:
+            labels.setdefault((place, bare(stem_of(path)) if owner is None else owner), []).append(path)
+        elif owner is not None:
+            labels.setdefault((path.parent, owner), []).append(path)
         else:
-            scans[path] = (*place, bare(stem_of(path)))
-    alone = Counter(key[:-1] for key in scans.values())
+            scans.append((path, place))
+    together = Counter(path.parent for path, _ in scans)
     found = []
-    for path, key in scans.items():
-        maps = labels.get(key, [])
-        if not maps and alone[key[:-1]] == 1:
-            maps = labels.get((*key[:-1], ""), [])
+    for path, place in scans:
+        stem = bare(stem_of(path))
+        maps = labels.get((path.parent, stem), []) + labels.get((place, stem), [])
+        if not maps and together[path.parent] == 1:
+            maps = labels.get((path.parent, ""), [])
         found.append(_case(path, _relative(path, root), _label(maps), root))
     return found
 
@@ -84,7 +84,7 @@ def dicom_cases(folder: Path, root: Path) -> list[Case]:
 
 
 def _files(root: Path) -> list[Path]:
-    """Regular files below a folder in the order of their paths, hidden ones left out."""
+    """Regular files, and links to none, below a folder in the order of their paths; hidden ones left out."""
     found: list[Path] = []
     for entry, folders, names in os.walk(root):
         place = Path(entry)
@@ -94,19 +94,19 @@ def _files(root: Path) -> list[Path]:
                 message = f"{name!r} is a link to a folder outside the dataset's folder"
                 raise RefusedError("E_PATH", message, hint="give the folder that it leads to as a source of its own")
         found += [place / name for name in names if not name.startswith(".")]
-    return sorted(path for path in found if path.is_file())
+    return sorted(path for path in found if path.is_file() or path.is_symlink())
 
 
-def _place(folder: Path) -> tuple[tuple[str, ...], bool]:
+def _place(folder: Path) -> tuple[str, bool]:
     """A folder's path, alike for images and for their label maps, and whether it holds label maps."""
     place: list[str] = []
-    marked = False
+    is_label = False
     for part in folder.parts:
         label, image = LABEL_FOLDER.fullmatch(part), IMAGE_FOLDER.fullmatch(part)
-        marked = marked or label is not None
+        is_label = is_label or label is not None
         match = label or image
-        place += [part] if match is None else [match["part"].lower()] if match["part"] else []
-    return tuple(place), marked
+        place.append((match["part"] or "").lower() if match else part)
+    return "/".join(part for part in place if part), is_label
 
 
 def _label_of(numbers: list[int], index: int) -> str:
@@ -122,7 +122,7 @@ def _case(path: Path, name: str, label: LabelMap | None, root: Path, *, member: 
         id=safe_id(name.replace("/", "_")),
         subject=safe_id(subject_of(person or name).replace("/", "_")),
         dataset=dataset,
-        modality=modality_of(name, dataset),
+        modality=modality_of(*reversed(name.split("/")), dataset),
         body_part=body_part_of(name) or body_part_of(dataset),
         image=path,
         label=label,
@@ -133,8 +133,8 @@ def _case(path: Path, name: str, label: LabelMap | None, root: Path, *, member: 
 
 def _relative(path: Path, root: Path) -> str:
     """Path below the root, without the suffixes of a scan's format."""
-    relative = path.relative_to(root)
-    return (relative.parent / stem_of(path)).as_posix() if path.is_file() else relative.as_posix()
+    file = is_scan(path) and not path.is_dir()
+    return (path.with_name(stem_of(path)) if file else path).relative_to(root).as_posix()
 
 
 def _label(paths: list[Path]) -> LabelMap | None:

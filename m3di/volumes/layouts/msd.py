@@ -1,8 +1,10 @@
 """Medical Segmentation Decathlon: `dataset.json` lists the training images and their label maps.
 
-A folder of such folders (3DSeg-8, the whole decathlon) is one dataset each, with its own modality and body part.
+A folder of such folders (3DSeg-8, the whole decathlon) is one dataset each, with its own modality and body part. The
+entries of `test` are left out: what is held out for a test is no training data, not even without its label maps.
 """
 
+import re
 from pathlib import Path
 from typing import Any, Final
 
@@ -12,6 +14,8 @@ from m3di.volumes.manifests import inside, read_json
 from stores.errors import RefusedError
 
 MANIFEST: Final = "dataset.json"
+MAX_NAME: Final = 200
+VALUE: Final = re.compile(r"[0-9]{1,3}")
 
 
 def matches(root: Path) -> bool:
@@ -24,7 +28,8 @@ def datasets(root: Path) -> list[Path]:
     folder = root.parent if root.name == MANIFEST else root
     if (folder / MANIFEST).is_file():
         return [folder]
-    return sorted(path.parent for path in folder.glob(f"*/{MANIFEST}")) if folder.is_dir() else []
+    below = sorted(path.parent for path in folder.glob(f"*/{MANIFEST}")) if folder.is_dir() else []
+    return [path for path in below if not path.name.startswith(".")]
 
 
 def cases(root: Path) -> list[Case]:
@@ -44,14 +49,28 @@ def label_names(manifest: dict[str, Any]) -> dict[int, str]:
     names: dict[int, str] = {}
     size: dict[int, int] = {}
     for key, value in mapping(manifest, "labels").items():
-        name, values = (value, [key]) if str(key).isdigit() else (key, value if isinstance(value, list) else [value])
+        listed = value if isinstance(value, list) else [value]
+        name, values = (value, [key]) if VALUE.fullmatch(key) else (key, listed)
         for number in values:
-            if not str(number).isdigit() or int(number) > 255:
-                message = f"label {name!r} in {MANIFEST} has the value {number!r}"
+            if not VALUE.fullmatch(str(number)) or int(number) > 255:
+                message = f"label {str(name)[:40]!r} in {MANIFEST} has the value {str(number)[:40]!r}"
                 raise RefusedError("E_MANIFEST", message, hint="label values are whole numbers from 0 to 255")
             if int(number) and str(name) != "ignore" and len(values) < size.get(int(number), 256):
                 names[int(number)], size[int(number)] = str(name), len(values)
     return dict(sorted(names.items()))
+
+
+def dataset_name(manifest: dict[str, Any], folder: Path) -> str:
+    """What the manifest calls the dataset, else the name of its folder.
+
+    Raises:
+        RefusedError: E_MANIFEST.
+    """
+    name = manifest.get("name") or folder.resolve().name
+    if not isinstance(name, str) or not name.isprintable() or len(name) > MAX_NAME:
+        message = f"'name' in {folder.name}/{MANIFEST} is no line of at most {MAX_NAME} characters"
+        raise RefusedError("E_MANIFEST", message, hint="give the dataset a short name")
+    return name
 
 
 def mapping(manifest: dict[str, Any], name: str) -> dict[str, Any]:
@@ -68,18 +87,21 @@ def mapping(manifest: dict[str, Any], name: str) -> dict[str, Any]:
 
 def _cases(folder: Path) -> list[Case]:
     manifest = read_json(folder / MANIFEST)
-    name = str(manifest.get("name", folder.name))
+    name = dataset_name(manifest, folder)
     modality = modality_of(" ".join(str(value) for value in mapping(manifest, "modality").values()))
     names = label_names(manifest)
-    entries = manifest.get("training", [])
+    entries = manifest.get("training")
     if not isinstance(entries, list):
-        raise RefusedError("E_MANIFEST", f"'training' in {MANIFEST} is not a list", hint="see the MSD format")
+        message = f"{folder.name}/{MANIFEST} has no list 'training'"
+        hint = "MSD lists its scans there; nnU-Net names them imagesTr/<case>_0000, in a format that is read"
+        raise RefusedError("E_MANIFEST", message, hint=hint)
     found = []
     for entry in entries:
         listed = entry if isinstance(entry, dict) else {"image": entry}
-        image = inside(folder, listed.get("image"))
-        label = LabelMap(inside(folder, listed["label"]), names) if listed.get("label") else None
+        # Links are `discover`'s affair: it knows whether they may lead out of the folder.
+        image = inside(folder, listed.get("image"), links=True)
+        label = LabelMap(inside(folder, listed["label"], links=True), names) if listed.get("label") else None
         stem = stem_of(image)
-        part = body_part_of(f"{name} {folder.name}")
+        part = body_part_of(f"{name} {folder.resolve().name}")
         found.append(Case(safe_id(stem), safe_id(subject_of(stem)), name, modality, part, image, label, folder))
     return found

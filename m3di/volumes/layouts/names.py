@@ -12,11 +12,11 @@ SCAN_SUFFIXES: Final = (
 SUBJECT: Final = re.compile(r"(?:^|[/_-])(sub-[A-Za-z0-9]+|patient[_-]?\d+|OAS[12]_\d{4})", re.IGNORECASE)
 MODALITY_LAST: Final = re.compile(rf"(?<=[^/_.-])[/_.-](?:{'|'.join(MODALITIES)})$", re.IGNORECASE)
 
-# `X_seg`, `X_label_2`, `segmentation-10`, `label0001`, and `seg` alone; images as `X_image`, `volume-10`, `img0001`.
+# Label maps: `X_seg`, `X_gt_2`, `segmentation-10`, `label0001`, `mask_liver`, `seg`. Images: `X_image`, `volume-10`.
 _LABEL: Final = r"(?:seg|dseg|aseg|segmentation|labels?|gt|mask|roi|onehot)"
 _IMAGE: Final = r"(?:image|imaging|img|scan|volume|vol)"
 LABEL_LAST: Final = re.compile(rf"(?P<scan>.+?)[_.-]{_LABEL}\d*(?:[_.-].*)?", re.IGNORECASE)
-LABEL_FIRST: Final = re.compile(rf"{_LABEL}[_.-]?(?P<scan>\d*)", re.IGNORECASE)
+LABEL_FIRST: Final = re.compile(rf"{_LABEL}(?:[_.-]?(?P<scan>\d+))?(?:[_.-].*)?", re.IGNORECASE)
 IMAGE_LAST: Final = re.compile(rf"[_.-]{_IMAGE}$", re.IGNORECASE)
 IMAGE_FIRST: Final = re.compile(rf"{_IMAGE}[_.-]?(?P<scan>\d*)", re.IGNORECASE)
 
@@ -44,7 +44,7 @@ def labelled_scan(stem: str) -> str | None:
     if match := LABEL_LAST.fullmatch(stem):
         return bare(match["scan"])
     match = LABEL_FIRST.fullmatch(stem)
-    return match["scan"] if match else None
+    return match["scan"] or "" if match else None
 
 
 def bare(stem: str) -> str:

@@ -5,14 +5,11 @@ Columns: `image` (required; a path below the manifest's folder), `id`, `label`, 
 """
 
 from pathlib import Path
-from typing import Final
 
-from m3di.volumes.cases import MODALITIES, Case, LabelMap, body_part_of, modality_of, safe_id
-from m3di.volumes.layouts.names import stem_of, subject_of
+from m3di.volumes.cases import ATTRIBUTES, MODALITIES, Case, LabelMap, body_part_of, modality_of, safe_id
+from m3di.volumes.layouts.names import is_scan, stem_of, subject_of
 from m3di.volumes.manifests import inside, read_table
 from stores.errors import RefusedError
-
-ATTRIBUTES: Final = ("group", "cdr", "diagnosis")
 
 
 def matches(root: Path) -> bool:
@@ -31,8 +28,8 @@ def cases(root: Path) -> list[Case]:
 
 def _case(row: dict[str, str], root: Path) -> Case:
     folder = root.parent
-    image = inside(folder, row["image"])
-    stem = stem_of(image) if image.is_file() else image.name
+    image = inside(folder, row["image"], links=True)  # `discover` knows whether links may lead out of the folder
+    stem = stem_of(image) if is_scan(image) else image.name.removesuffix(".dcm")
     modality = row.get("modality", "")
     if modality and modality.lower() not in MODALITIES:
         message = f"{root.name} gives {row['image']!r} the modality {modality!r}"
@@ -42,10 +39,10 @@ def _case(row: dict[str, str], root: Path) -> Case:
         id=safe_id(row.get("id") or stem),
         subject=safe_id(row.get("subject") or subject_of(row.get("id") or stem)),
         dataset=name,
-        modality=MODALITIES[modality.lower()] if modality else modality_of(f"{name} {stem}"),
-        body_part=row.get("body_part") or body_part_of(f"{name} {stem}"),
+        modality=MODALITIES[modality.lower()] if modality else modality_of(stem, name),
+        body_part=row.get("body_part") or body_part_of(stem) or body_part_of(name),
         image=image,
-        label=LabelMap(inside(folder, row["label"])) if row.get("label") else None,
+        label=LabelMap(inside(folder, row["label"], links=True)) if row.get("label") else None,
         root=folder,
         attributes={column: row[column] for column in ATTRIBUTES if row.get(column)},
     )
