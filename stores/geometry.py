@@ -153,13 +153,13 @@ class CubeChain:
         return tuple(ranges)
 
     @cached_property
-    def native_slices(self) -> tuple[int, int, int]:
-        """Slices of the scan itself along the normal of each plane, by plane number.
+    def thick_planes(self) -> tuple[int, ...]:
+        """Numbers of the planes whose slices lie over twice as far apart as the scan's finest voxels.
 
-        Fewer than the cube has positions means that neighbouring positions of that plane show interpolated data.
+        Cube positions between such slices show interpolated data.
         """
-        axial, coronal, sagittal = (self.canonical_shape[normal] for normal in NORMAL_AXIS)
-        return axial, coronal, sagittal
+        limit_mm = 2 * min(self.canonical_spacing_mm)
+        return tuple(p for p, normal in enumerate(NORMAL_AXIS) if self.canonical_spacing_mm[normal] > limit_mm)
 
     @cached_property
     def cube_to_source(self) -> Affine:

