@@ -18,7 +18,7 @@ from m3di.volumes.cases import LabelMap
 from m3di.volumes.formats import dicom, metaimage, mgh, nifti, npy, nrrd
 from m3di.volumes.formats.dicom_pixels import read_series
 from m3di.volumes.formats.header import LPS_TO_RAS, Header, require_file
-from m3di.volumes.formats.png import read_masks
+from m3di.volumes.formats.png import masks_in, read_masks
 from m3di.volumes.formats.voxels import read_voxels
 from stores import atomic
 from stores.errors import CaseError
@@ -75,7 +75,7 @@ def label_digest(label: LabelMap) -> str:
     """
     label, _ = settle_label(label)
     if label.path.is_dir():
-        return digest_of({path.name: _file_digest(path) for path in sorted(label.path.glob("*.png"))})
+        return digest_of({path.name: _file_digest(path) for path in masks_in(label.path)})
     return content_digest(label.path)
 
 

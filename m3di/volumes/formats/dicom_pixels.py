@@ -25,7 +25,8 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from m3di.volumes.formats.dicom import Series, Slice, guarded, read_header, stack
+from m3di.volumes.formats.dicom import Series, Slice, stack
+from m3di.volumes.formats.dicom_header import guarded, read_header
 from stores.errors import CaseError
 from stores.geometry import Geometry
 

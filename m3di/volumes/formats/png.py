@@ -32,7 +32,7 @@ def read_masks(folder: Path, series: Path, shape: tuple[int, int, int]) -> npt.N
         CaseError: E_LABEL_GEOMETRY, when numbers or sizes differ; E_LABEL_VALUES, for values over 255; E_DECODE, for
             a file that is no grey picture; as `dicom.select` and `dicom.stack`.
     """
-    masks = sorted((path for path in folder.glob("*.png") if not path.name.startswith(".")), key=_natural)
+    masks = masks_in(folder)
     slices = dicom.stack(dicom.select(series, ""))[0]
     if len(masks) != len(slices):
         message = f"{folder} has {len(masks)} masks for {len(slices)} slices"
@@ -42,6 +42,11 @@ def read_masks(folder: Path, series: Path, shape: tuple[int, int, int]) -> npt.N
     for k, mask in zip(order, masks, strict=True):
         voxels[:, :, k] = _read(mask, shape[:2]).T
     return voxels
+
+
+def masks_in(folder: Path) -> list[Path]:
+    """The PNG files of a folder in natural order, hidden ones left out."""
+    return sorted((path for path in folder.glob("*.png") if not path.name.startswith(".")), key=_natural)
 
 
 def _read(path: Path, size: tuple[int, int]) -> npt.NDArray[np.uint8]:

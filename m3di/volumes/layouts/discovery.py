@@ -7,6 +7,7 @@ from typing import Final
 
 from m3di.volumes.cases import Case, require_unique_ids
 from m3di.volumes.formats import dicom
+from m3di.volumes.formats.png import masks_in
 from m3di.volumes.layouts import bids, chaos, folder, medmnist, mmwhs, msd, nnunet, oasis, table
 from m3di.volumes.manifests import contained
 from stores.errors import RefusedError
@@ -107,5 +108,5 @@ def _files(case: Case) -> list[Path]:
     if case.label is not None:
         files += [case.label.path, *case.label.rivals]
         if case.label.path.is_dir():
-            files += case.label.path.glob("*.png")
+            files += masks_in(case.label.path)
     return files
