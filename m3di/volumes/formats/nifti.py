@@ -7,7 +7,7 @@ scales or shears into a template's space gives way to the qform; a file with nei
 import struct
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 
@@ -77,6 +77,7 @@ def parse(path: Path) -> Header:
         encoding="gzip" if gzipped else "raw",
         slope=slope,
         intercept=intercept,
+        header_file=header_file,
     )
 
 
@@ -96,7 +97,7 @@ def _identify(head: bytes, path: Path) -> tuple[str, int, bool]:
 
 
 def _fields_1(order: str, head: bytes) -> _Fields:
-    def at(offset: int, form: str) -> tuple[float, ...]:
+    def at(offset: int, form: str) -> tuple[Any, ...]:
         return struct.unpack_from(order + form, head, offset)
 
     return _Fields(
@@ -115,14 +116,14 @@ def _fields_1(order: str, head: bytes) -> _Fields:
 
 
 def _fields_2(order: str, head: bytes) -> _Fields:
-    def at(offset: int, form: str) -> tuple[float, ...]:
+    def at(offset: int, form: str) -> tuple[Any, ...]:
         return struct.unpack_from(order + form, head, offset)
 
     return _Fields(
         dim=struct.unpack_from(order + "8q", head, 16),
         datatype=struct.unpack_from(order + "h", head, 12)[0],
         pixdim=at(104, "8d"),
-        vox_offset=at(168, "q")[0],
+        vox_offset=float(at(168, "q")[0]),
         scl_slope=at(176, "d")[0],
         scl_inter=at(184, "d")[0],
         xyzt_units=struct.unpack_from(order + "i", head, 500)[0],
