@@ -250,6 +250,7 @@ FILES: dict[str, tuple[Write, str]] = {
     "a mgz with a wrong checksum": (_file("a.mgz", _flip(-5)(gzip.compress(mgh_bytes()))), "E_CORRUPT"),
     # npy
     "a npy of text": (_npy(b"hello, not a numpy file at all"), "E_FORMAT"),
+    "a npy with a header of no bytes": (_npy(b"\x93NUMPY\x01\x00\x00\x00" + VOXELS), "E_HEADER"),
     "a npy of objects": (_npy(npy_bytes("{'descr': '|O', 'fortran_order': False, 'shape': (4, 4, 4)}", VOXELS)),
                          "E_DTYPE"),
     "a npy with code in its header": (_npy(npy_bytes("__import__('os').abort()", VOXELS)), "E_HEADER"),

@@ -69,7 +69,7 @@ def _read_header(file: IO[bytes] | io.BufferedIOBase, path: Path) -> tuple[tuple
     wide = start[6] > 1
     length = struct.unpack_from("<I" if wide else "<H", start, 8)[0]
     begin = 12 if wide else 10
-    if length > MAX_HEADER:
+    if not 12 - begin <= length <= MAX_HEADER:
         raise CaseError("E_HEADER", f"{path} has a header of {length} bytes", hint="save it with numpy.save")
     text = (start[begin:] + file.read(length - (12 - begin))).decode("latin-1")
     try:
