@@ -16,7 +16,7 @@ Encoding = Literal["raw", "gzip", "zlib", "bzip2"]
 
 MAX_VOXELS: Final = 1 << 28  # in one scan: a CT of 512 x 512 x 1000 fits, and its float32 copy stays at 1 GiB
 MAX_BYTES: Final = 1 << 30  # of voxels in one scan
-MAX_SIDE: Final = 1 << 15  # voxels along one axis
+MAX_SIDE: Final = 1 << 13  # voxels along one axis: the weights that resample it stay small
 SPACING_MM: Final = (0.01, 100.0)
 MAX_EXTENT_MM: Final = 5000.0
 MAX_SHEAR: Final = 1e-3  # largest cosine between two axes
