@@ -26,12 +26,15 @@ def record(volume, *, blank=3, **changes):
     return replace(base, **changes)
 
 
-def chunks(seed):
+def parts(seed):
     random = np.random.default_rng(seed)
     cube = (RECIPE.cube_size,) * 3
     pictures = {plane: random.integers(0, 255, (8, 8, 8), dtype=np.uint8) for plane in PLANES}
-    arrays = {"image": random.random(cube).astype(np.float16), "label": np.zeros(cube, np.uint8), **pictures}
-    return encode_parts(arrays, RECIPE)
+    return {"image": random.random(cube).astype(np.float16), "label": np.zeros(cube, np.uint8), **pictures}
+
+
+def chunks(seed):
+    return encode_parts(parts(seed), RECIPE)
 
 
 def rows_of(record, seed):
