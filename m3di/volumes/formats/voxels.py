@@ -158,6 +158,7 @@ def _scaled(voxels: npt.NDArray[Any], header: Header) -> npt.NDArray[Any]:
         return native
     scaled = np.empty(native.shape, np.float32, order=header.order)
     slowest = -1 if header.order == "F" else 0
-    for source, target in zip(np.moveaxis(native, slowest, 0), np.moveaxis(scaled, slowest, 0), strict=True):
-        target[...] = source.astype(np.float64) * header.slope + header.intercept
+    with np.errstate(over="ignore", invalid="ignore"):  # what is too large becomes infinite, and is counted as such
+        for source, target in zip(np.moveaxis(native, slowest, 0), np.moveaxis(scaled, slowest, 0), strict=True):
+            target[...] = source.astype(np.float64) * header.slope + header.intercept
     return scaled

@@ -1,5 +1,6 @@
 import gzip
 import shutil
+import struct
 
 import nibabel
 import numpy as np
@@ -44,6 +45,15 @@ def test_slope_and_intercept_count(tmp_path, kind):
     volume = read_volume(tmp_path / "a.nii", modality="MR")
     assert volume.data.dtype == np.float32
     np.testing.assert_allclose(volume.data, as_nibabel_reads(tmp_path / "a.nii")[0], atol=1e-5)
+
+
+def test_values_that_scaling_makes_too_large_are_counted_as_not_finite(tmp_path):
+    nibabel.save(nibabel.Nifti1Image(VALUES.astype(np.int16), OBLIQUE), tmp_path / "a.nii")
+    content = bytearray((tmp_path / "a.nii").read_bytes())
+    struct.pack_into("<2f", content, 112, 1e37, 0)
+    (tmp_path / "a.nii").write_bytes(content)
+    volume = read_volume(tmp_path / "a.nii", modality="MR")
+    assert volume.num_non_finite == (VALUES >= 35).sum(), "float32 ends at 3.4e38"
 
 
 @pytest.mark.parametrize("ends", [(".hdr", ".img"), (".hdr.gz", ".img.gz"), (".hdr", ".img.gz")])
