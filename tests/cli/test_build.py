@@ -61,6 +61,7 @@ def test_nothing_of_the_patient_reaches_the_store_or_any_output(tmp_path):
     assert str(tmp_path) not in (tmp_path / "store/quarantine.tsv").read_text()
 
 
+@pytest.mark.slow
 def test_several_sources_are_built_in_one_run_and_one_without_scans_is_named(tmp_path):
     write_msd_dataset(tmp_path / "msd", 2)
     series(tmp_path / "dicom/scan", seed=2)

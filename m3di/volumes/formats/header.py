@@ -4,7 +4,7 @@ Nothing is allocated by size until `Header` has been built: shape, type, spacing
 """
 
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Final, Literal
 
 import numpy as np
@@ -126,6 +126,19 @@ def shear_of(affine: Affine) -> float:
         return 1.0
     axes = affine[:3, :3] / norms
     return float(np.abs(axes.T @ axes - np.eye(3)).max())
+
+
+def data_file(header: Path, name: str) -> Path:
+    """The one file of voxels that a text header names, which must lie in its folder or below.
+
+    Raises:
+        CaseError: E_HEADER.
+    """
+    pure = PurePosixPath(name.removeprefix("./"))
+    if name.startswith("LIST") or "%" in name or pure.is_absolute() or ".." in pure.parts or not pure.parts:
+        message = f"{header} names its voxels with a list, a pattern, or a path outside its folder"
+        raise CaseError("E_HEADER", message, hint="save it as one file that holds its voxels itself")
+    return header.parent / pure
 
 
 def require_file(path: Path) -> int:

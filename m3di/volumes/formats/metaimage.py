@@ -1,11 +1,11 @@
 """MetaImage: .mha, or .mhd with one data file (https://itk.org/Wiki/ITK/MetaIO/Documentation); its world is LPS."""
 
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Final
 
 import numpy as np
 
-from m3di.volumes.formats.header import LPS_TO_RAS, Header, checked_dtype, checked_geometry
+from m3di.volumes.formats.header import LPS_TO_RAS, Header, checked_dtype, checked_geometry, data_file
 from m3di.volumes.formats.voxels import read_start
 from stores.errors import CaseError
 from stores.geometry import Affine
@@ -43,7 +43,7 @@ def parse(path: Path) -> Header:
     return Header(
         checked_geometry(sizes, _affine(fields, len(sizes), path), path),
         checked_dtype(DTYPES.get(declared), declared, path).newbyteorder(">" if big else "<"),
-        path if attached else _beside(path, fields["ElementDataFile"]),
+        path if attached else data_file(path, fields["ElementDataFile"]),
         encoding="zlib" if compressed else "raw",
         compressed_from=begin if compressed else 0,
         offset=0 if compressed else begin,
@@ -103,12 +103,3 @@ def _affine(fields: dict[str, str], rank: int, path: Path) -> Affine:
     affine[:3, :3] = np.reshape(direction, (rank, rank))[:3, :3].T * spacing[:3]
     affine[:3, 3] = origin[:3]
     return LPS_TO_RAS @ affine
-
-
-def _beside(path: Path, name: str) -> Path:
-    """The one data file of a .mhd, which must lie in the same folder or below it."""
-    pure = PurePosixPath(name.removeprefix("./"))
-    if name.startswith("LIST") or "%" in name or pure.is_absolute() or ".." in pure.parts or len(pure.parts) == 0:
-        message = f"{path} names its voxels with a list, a pattern, or a path outside its folder"
-        raise CaseError("E_HEADER", message, hint="save it as one .mha")
-    return path.parent / pure

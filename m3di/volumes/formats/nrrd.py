@@ -1,12 +1,12 @@
 """NRRD, attached (.nrrd) or detached (.nhdr with one data file): http://teem.sourceforge.net/nrrd/format.html."""
 
 import re
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Final
 
 import numpy as np
 
-from m3di.volumes.formats.header import LPS_TO_RAS, Encoding, Header, checked_dtype, checked_geometry
+from m3di.volumes.formats.header import LPS_TO_RAS, Encoding, Header, checked_dtype, checked_geometry, data_file
 from m3di.volumes.formats.voxels import read_start
 from stores.errors import CaseError
 from stores.geometry import Affine
@@ -60,7 +60,7 @@ def parse(path: Path) -> Header:
     return Header(
         checked_geometry(sizes, _affine(fields, sizes, path), path),
         _dtype(fields, path),
-        path if detached is None else _beside(path, detached),
+        path if detached is None else data_file(path, detached),
         encoding=encoding,
         compressed_from=length if detached is None and encoding != "raw" else 0,
         offset=length if detached is None and encoding == "raw" else 0,
@@ -139,12 +139,3 @@ def _integers(text: str, path: Path) -> list[int]:
     if not parts or not all(re.fullmatch(r"[0-9]{1,9}", part) for part in parts):
         raise CaseError("E_HEADER", f"{path} has sizes that are not whole numbers", hint="write the file anew")
     return [int(part) for part in parts]
-
-
-def _beside(path: Path, name: str) -> Path:
-    """The one data file of a detached header, which must lie in the same folder or below it."""
-    pure = PurePosixPath(name.removeprefix("./"))
-    if name.startswith("LIST") or "%" in name or pure.is_absolute() or ".." in pure.parts or len(pure.parts) == 0:
-        message = f"{path} names its voxels with a list, a pattern, or a path outside its folder"
-        raise CaseError("E_HEADER", message, hint="save it as one attached .nrrd")
-    return path.parent / pure
