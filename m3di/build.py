@@ -81,7 +81,9 @@ def build_store(
         )
         store.write_quarantine_table()
         if not store.volume_names():
-            raise RefusedError("E_NO_PIXELS", "no case could be built", hint=f"see {path / 'quarantine.tsv'}")
+            first = store.quarantined()[0]
+            message = f"no case could be built; {first.case}: {first.message}"
+            raise RefusedError(first.code, message, hint=f"see {path / 'quarantine.tsv'} for all of them")
         described = caption_volumes(store, cases, config, report=report, check=stop.raise_if_set)
         teacher = ensure_teacher(store, config, device=device, report=report)
         embedded = embed_volumes(store, teacher, config, device=device, report=report, check=stop.raise_if_set)
@@ -116,22 +118,25 @@ def plan(
     """
     datasets = survey(sources, layout=layout, follow_links=config.sources.follow_links)
     cases = _cases(datasets, config)[:limit]
-    known: dict[str, VolumeRecord] = {}
+    known: dict[str, VolumeRecord | Quarantined] = {}
     if (path / MARKER).exists():
         with Store(path) as store:
             store.require_recipe(config.volumes)
-            known = {record.volume: record for record in store.records()}
+            known |= {row.case: row for row in store.quarantined()}
+            known |= {record.volume: record for record in store.records()}
     empty = [PlanItem(dataset.name, "quarantine", _no_scan(dataset)) for dataset in datasets if not dataset.cases]
     return [_plan(case, known.get(case.id), config.volumes) for case in cases] + empty
 
 
-def _plan(case: Case, known: VolumeRecord | None, recipe: Recipe) -> PlanItem:
+def _plan(case: Case, known: VolumeRecord | Quarantined | None, recipe: Recipe) -> PlanItem:
     try:
         item = identify(case, recipe)[2]
     except CaseError as error:
         return PlanItem(case.id, "quarantine", _below_root(error.message, case))
     if known is None:
         return PlanItem(case.id, "build", "not in the store")
+    if isinstance(known, Quarantined):
+        return PlanItem(case.id, "build", f"was refused with {known.code}, and is tried again")
     if known.item_digest != item:
         return PlanItem(case.id, "build", "the scan, its label map or its facts changed")
     return PlanItem(case.id, "keep", "up to date")
@@ -177,10 +182,11 @@ def commit_volumes(
                 message = _below_root(outcome.message, case)
                 raise RefusedError(outcome.code, f"case {case.id}: {message}", hint=outcome.hint)
             refused += 1
-            row = Quarantined(case.id, case.source, outcome.code, _below_root(outcome.message, case))
+            message = _below_root(f"{outcome.message}; {outcome.hint}", case)
+            row = Quarantined(case.id, case.source, outcome.code, message)
             if row not in quarantined:
                 store.commit_quarantine(row)
-            report("quarantined", volume=case.id, code=outcome.code, message=row.message)
+            report("quarantined", volume=case.id, code=row.code, message=message)
         elif outcome is not None:
             store.commit_volume(outcome.record, outcome.chunks)
             built += 1

@@ -3,7 +3,10 @@
 import csv
 import io
 import json
+import math
+import os
 import re
+from collections import Counter
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
@@ -13,6 +16,7 @@ MAX_BYTES: Final = 1 << 24
 MAX_DEPTH: Final = 32
 MAX_ROWS: Final = 1_000_000
 MAX_NAME: Final = 255  # bytes of a file's name
+MAX_PATH: Final = 1024  # bytes of a path
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -26,7 +30,10 @@ def read_json(path: Path) -> dict[str, Any]:
         raise RefusedError("E_MANIFEST", f"{path.name} is nested over {MAX_DEPTH} deep", hint="correct the file")
     try:
         value = json.loads(
-            text, object_pairs_hook=lambda pairs: _unique_keys(pairs, path), parse_constant=_no_constant
+            text,
+            object_pairs_hook=lambda pairs: _unique_keys(pairs, path),
+            parse_constant=_finite,
+            parse_float=_finite,
         )
     except (ValueError, RecursionError) as error:
         raise RefusedError(
@@ -44,25 +51,27 @@ def read_table(path: Path) -> list[dict[str, str]]:
         RefusedError: E_MISSING or E_MANIFEST.
     """
     text = _read_text(path)
+    if "\0" in text:
+        raise RefusedError("E_MANIFEST", f"{path.name} is not plain text", hint="save it as UTF-8")
     first = text.partition("\n")[0]
     delimiter = next((mark for mark in ("\t", ";") if mark in first and "," not in first), ",")
     reader = csv.reader(
         io.StringIO(text), delimiter="\t" if path.suffix.lower() == ".tsv" else delimiter, strict=True
     )
     try:
-        rows = [row for row in reader if row]
+        lines = [(reader.line_num, row) for row in reader if row]
     except csv.Error as error:
         raise RefusedError("E_MANIFEST", f"{path.name} is not a table: {error}", hint="correct the file") from error
-    if not rows or len(rows) > MAX_ROWS:
-        raise RefusedError("E_MANIFEST", f"{path.name} has {len(rows)} lines", hint=f"write 1 to {MAX_ROWS}")
-    header = [name.strip() for name in rows[0]]
+    if not lines or len(lines) > MAX_ROWS:
+        raise RefusedError("E_MANIFEST", f"{path.name} has {len(lines)} lines", hint=f"write 1 to {MAX_ROWS}")
+    header = [name.strip() for name in lines[0][1]]
     if len(set(header)) != len(header):
         raise RefusedError("E_MANIFEST", f"{path.name} names a column twice", hint="give each column its own name")
-    for number, row in enumerate(rows[1:], start=2):
+    for number, row in lines[1:]:
         if len(row) != len(header):
             message = f"{path.name} line {number} has {len(row)} fields, the header {len(header)}"
             raise RefusedError("E_MANIFEST", message, hint="correct the line")
-    return [dict(zip(header, (value.strip() for value in row), strict=True)) for row in rows[1:]]
+    return [dict(zip(header, (value.strip() for value in row), strict=True)) for _, row in lines[1:]]
 
 
 def inside(folder: Path, name: object, *, links: bool = False) -> Path:
@@ -79,8 +88,8 @@ def inside(folder: Path, name: object, *, links: bool = False) -> Path:
     if not isinstance(name, str) or not name:
         raise RefusedError("E_MANIFEST", f"an entry names {name!r} as a file", hint="name a path below the folder")
     pure = PurePosixPath(name)
-    suspicious = re.search(r"[\x00-\x1f\\$\ud800-\udfff]|^~|^[A-Za-z][A-Za-z0-9+.-]*:", name)
-    too_long = any(len(part.encode("utf-8", "replace")) > MAX_NAME for part in pure.parts)
+    suspicious = re.search(r"[\x00-\x1f\x7f-\x9f\\$\ud800-\udfff]|^~|^[A-Za-z][A-Za-z0-9+.-]*:", name)
+    too_long = _length(name) > MAX_PATH or any(_length(part) > MAX_NAME for part in pure.parts)
     if suspicious or too_long or pure.is_absolute() or ".." in pure.parts:
         hint = "use relative paths below the dataset's folder, without .. ~ $ or a scheme"
         raise RefusedError("E_PATH", f"{name!r} is not a path below the dataset's folder", hint=hint)
@@ -93,10 +102,14 @@ def contained(folder: Path, path: Path, *, links: bool = False) -> Path:
     Raises:
         RefusedError: E_PATH.
     """
-    if not links and not path.resolve().is_relative_to(folder.resolve()):
+    if not links and not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder)):
         hint = "copy the file, or allow links with --set sources.follow_links=true"
         raise RefusedError("E_PATH", f"{path.name!r} is a link that leaves the dataset's folder", hint=hint)
     return path
+
+
+def _length(text: str) -> int:
+    return len(text.encode("utf-8", "replace"))
 
 
 def _read_text(path: Path) -> str:
@@ -123,10 +136,14 @@ def _unique_keys(pairs: list[tuple[str, Any]], path: Path) -> dict[str, Any]:
     unique = dict(pairs)
     if len(unique) != len(pairs):
         names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise RefusedError("E_MANIFEST", f"{path.name} has the key {twice!r} twice", hint="remove one of the two")
+        twice = Counter(names).most_common(1)[0][0]
+        message = f"{path.name} has the key {twice[:40]!r} twice"
+        raise RefusedError("E_MANIFEST", message, hint="remove one of the two")
     return unique
 
 
-def _no_constant(name: str) -> float:
-    raise ValueError(f"{name} is not JSON")
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text[:20]} is not a number that can be kept")
+    return value

@@ -102,11 +102,16 @@ def test_one_scan_under_two_names_and_orientations_is_noticed(tmp_path):
 
 
 def test_strict_refuses_instead_and_settings_say_what_scans_do_not(tmp_path):
-    write_scan(tmp_path / "data/a.nii", head()[0], affine=AFFINE)
-    (tmp_path / "data/b.nii").write_bytes(b"")
+    whole = write_scan(tmp_path / "data/a.nii", head()[0], affine=AFFINE).read_bytes()
+    (tmp_path / "data/b.nii").write_bytes(whole[:-1])
     done = m3di("build-store", "data", "--strict", *SIZES, cwd=tmp_path)
     assert done.returncode == 2
-    assert "error: E_EMPTY case b: b.nii has no bytes" in done.stderr
+    assert "error: E_TRUNCATED case b: b.nii has " in done.stderr
+    done = m3di("build-store", "data/b.nii", "--store", "other", *SIZES, cwd=tmp_path)
+    assert done.returncode == 2
+    assert "error: E_TRUNCATED no case could be built; b: b.nii has " in done.stderr
+    plan = m3di("build-store", "data/b.nii", "--store", "other", *SIZES, "--dry-run", "--json", cwd=tmp_path)
+    assert json.loads(plan.stdout)["items"][0]["reason"] == "was refused with E_TRUNCATED, and is tried again"
     (tmp_path / "data/b.nii").unlink()
     done = m3di("build-store", "data", *SIZES, "--set", "sources.modality=MR", cwd=tmp_path)
     assert done.returncode == 0, done.stderr

@@ -3,13 +3,17 @@
 Nothing is allocated by size until `Header` has been built: shape, type, spacing and axes are checked here.
 """
 
+import os
+import stat
+from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, Final, Literal
 
 import numpy as np
 
-from stores.errors import CaseError
+from m3di.volumes.manifests import inside
+from stores.errors import CaseError, RefusedError
 from stores.geometry import Affine, Geometry
 
 Encoding = Literal["raw", "gzip", "zlib", "bzip2"]
@@ -57,6 +61,7 @@ class Header:
         return int(np.prod(self.geometry.shape, dtype=object)) * self.dtype.itemsize
 
 
+@np.errstate(over="ignore")  # what is too large becomes infinite, and is refused
 def checked_geometry(sizes: tuple[int, ...], affine: Affine, path: Path) -> Geometry:
     """Build a scan's geometry when it is one that can be trusted.
 
@@ -72,11 +77,7 @@ def checked_geometry(sizes: tuple[int, ...], affine: Affine, path: Path) -> Geom
     if affine.shape != (4, 4) or not np.isfinite(affine).all():
         raise CaseError("E_AFFINE", f"{path} has an affine that is not finite", hint="write its orientation anew")
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
-    low, high = SPACING_MM
-    if not ((spacing >= low) & (spacing <= high)).all():
-        values = " x ".join(f"{value:.6g}" for value in spacing)
-        hint = f"it must lie in {low} to {high} mm: check the header's units"
-        raise CaseError("E_SPACING", f"{path} has a spacing of {values} mm", hint=hint)
+    check_spacing(spacing, path)
     if max(spacing * shape) > MAX_EXTENT_MM:
         message = f"{path} would be {max(spacing * shape) / 1000:.3g} m long"
         raise CaseError("E_SPACING", message, hint=f"at most {MAX_EXTENT_MM / 1000:g} m are read: check the units")
@@ -85,6 +86,20 @@ def checked_geometry(sizes: tuple[int, ...], affine: Affine, path: Path) -> Geom
         message = f"{path} has axes that are not orthogonal (cosine {shear:.3g})"
         raise CaseError("E_AFFINE", message, hint="resample it to a grid with orthogonal axes")
     return Geometry(shape, affine)
+
+
+def check_spacing(spacing: Iterable[float], path: Path) -> None:
+    """Refuse a spacing in mm that no scanner makes: zero, negative, not a number, out of `SPACING_MM`.
+
+    Raises:
+        CaseError: E_SPACING.
+    """
+    low, high = SPACING_MM
+    values = list(spacing)
+    if not all(low <= value <= high for value in values):  # NaN fails too
+        text = " x ".join(f"{value:.6g}" for value in values)
+        hint = f"it must lie in {low} to {high} mm: check the header's units"
+        raise CaseError("E_SPACING", f"{path} has a spacing of {text} mm", hint=hint)
 
 
 def checked_shape(sizes: tuple[int, ...], path: Path) -> tuple[int, int, int]:
@@ -132,13 +147,27 @@ def data_file(header: Path, name: str) -> Path:
     """The one file of voxels that a text header names, which must lie in its folder or below.
 
     Raises:
-        CaseError: E_HEADER.
+        CaseError: E_HEADER or E_NOT_FILE.
     """
-    pure = PurePosixPath(name.removeprefix("./"))
-    if name.startswith("LIST") or "%" in name or pure.is_absolute() or ".." in pure.parts or not pure.parts:
-        message = f"{header} names its voxels with a list, a pattern, or a path outside its folder"
-        raise CaseError("E_HEADER", message, hint="save it as one file that holds its voxels itself")
-    return header.parent / pure
+    try:
+        if not name.startswith("LIST") and "%" not in name:
+            return companion(header, inside(header.parent, name, links=True))
+    except RefusedError:
+        pass
+    message = f"{header} names its voxels with a list, a pattern, or a path outside its folder"
+    raise CaseError("E_HEADER", message, hint="save it as one file that holds its voxels itself")
+
+
+def companion(path: Path, file: Path) -> Path:
+    """The other file of a scan; it may be a link that leaves the folder only where the first file is one.
+
+    Raises:
+        CaseError: E_NOT_FILE.
+    """
+    folder, first, other = (Path(os.path.realpath(one)) for one in (path.parent, path, file))
+    if first.is_relative_to(folder) and not other.is_relative_to(folder):
+        raise CaseError("E_NOT_FILE", f"{file} is a link that leaves its folder", hint="copy the file there")
+    return file
 
 
 def require_file(path: Path) -> int:
@@ -147,11 +176,13 @@ def require_file(path: Path) -> int:
     Raises:
         CaseError: E_MISSING, E_NOT_FILE or E_EMPTY.
     """
-    if not path.exists():
-        raise CaseError("E_MISSING", f"{path} does not exist", hint="check the manifest, or copy the file again")
-    if not path.is_file():
+    try:
+        status = path.stat()
+    except (OSError, ValueError) as error:  # a name that no file can have is a ValueError
+        hint = "check the manifest, or copy the file again"
+        raise CaseError("E_MISSING", f"{path} does not exist", hint=hint) from error
+    if not stat.S_ISREG(status.st_mode):
         raise CaseError("E_NOT_FILE", f"{path} is not a regular file", hint="give a scan's file")
-    size = path.stat().st_size
-    if size == 0:
+    if status.st_size == 0:
         raise CaseError("E_EMPTY", f"{path} has no bytes", hint="copy it again")
-    return size
+    return status.st_size

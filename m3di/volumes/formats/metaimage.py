@@ -5,7 +5,7 @@ from typing import Final
 
 import numpy as np
 
-from m3di.volumes.formats.header import LPS_TO_RAS, Header, checked_dtype, checked_geometry, data_file
+from m3di.volumes.formats.header import LPS_TO_RAS, Header, check_spacing, checked_dtype, checked_geometry, data_file
 from m3di.volumes.formats.voxels import read_start
 from stores.errors import CaseError
 from stores.geometry import Affine
@@ -23,14 +23,16 @@ def parse(path: Path) -> Header:
     Raises:
         CaseError: E_FORMAT, E_HEADER, E_NDIM, E_DTYPE, E_DECODE, E_SPACING, E_AFFINE or E_TOO_LARGE.
     """
-    start, _ = read_start(path, MAX_HEADER)
+    start, gzipped = read_start(path, MAX_HEADER)
+    if gzipped:
+        raise CaseError("E_FORMAT", f"{path} is compressed as a whole, header too", hint="decompress it")
     fields, length = _fields(start, path)
     if fields.get("ObjectType", "Image") != "Image" or "DimSize" not in fields:
         raise CaseError("E_FORMAT", f"{path} is not a MetaImage file", hint="convert it to .nii.gz")
     if _flag(fields, "BinaryData", "True") != "true" or "HeaderSize" in fields:
         raise CaseError("E_DECODE", f"{path} holds text, or voxels at an offset", hint="save it as binary .mha")
     if fields.get("ElementNumberOfChannels", "1") != "1":
-        channels = fields["ElementNumberOfChannels"]
+        channels = repr(fields["ElementNumberOfChannels"][:20])
         raise CaseError("E_NDIM", f"{path} has {channels} channels", hint="give one channel a file")
     sizes = tuple(int(value) for value in _numbers(fields, "DimSize", path))
     if len(sizes) < 3:
@@ -38,11 +40,11 @@ def parse(path: Path) -> Header:
     compressed = _flag(fields, "CompressedData", "False") == "true"
     big = "true" in (_flag(fields, "BinaryDataByteOrderMSB", ""), _flag(fields, "ElementByteOrderMSB", ""))
     declared = fields.get("ElementType", "")
-    attached = fields["ElementDataFile"] == "LOCAL"
+    attached = fields["ElementDataFile"].upper() == "LOCAL"
     begin = length if attached else 0
     return Header(
         checked_geometry(sizes, _affine(fields, len(sizes), path), path),
-        checked_dtype(DTYPES.get(declared), declared, path).newbyteorder(">" if big else "<"),
+        checked_dtype(DTYPES.get(declared), repr(declared[:20]), path).newbyteorder(">" if big else "<"),
         path if attached else data_file(path, fields["ElementDataFile"]),
         encoding="zlib" if compressed else "raw",
         compressed_from=begin if compressed else 0,
@@ -55,7 +57,7 @@ def _fields(start: bytes, path: Path) -> tuple[dict[str, str], int]:
     fields: dict[str, str] = {}
     position = 0
     while (end := start.find(b"\n", position)) >= 0:
-        name, equals, value = start[position:end].decode("latin-1").partition("=")
+        name, equals, value = start[position:end].decode("utf-8", "surrogateescape").partition("=")
         position = end + 1
         if not equals or name.strip() in fields:
             break
@@ -99,6 +101,7 @@ def _affine(fields: dict[str, str], rank: int, path: Path) -> Affine:
     direction = _numbers(fields, found["direction"], path)
     if (len(spacing), len(origin), len(direction)) != (rank, rank, rank * rank):
         raise CaseError("E_HEADER", f"{path} has geometry fields of unlike lengths", hint="write the file anew")
+    check_spacing(spacing[:3], path)
     affine = np.eye(4)
     affine[:3, :3] = np.reshape(direction, (rank, rank))[:3, :3].T * spacing[:3]
     affine[:3, 3] = origin[:3]

@@ -6,7 +6,7 @@ from typing import Final
 
 import numpy as np
 
-from m3di.volumes.formats.header import Header, checked_dtype, checked_geometry, checked_shape
+from m3di.volumes.formats.header import Header, check_spacing, checked_dtype, checked_geometry, checked_shape
 from m3di.volumes.formats.voxels import read_start
 from stores.errors import CaseError
 from stores.geometry import Affine
@@ -37,6 +37,7 @@ def parse(path: Path) -> Header:
     )
 
 
+@np.errstate(over="ignore", invalid="ignore")  # what is not finite is refused by `checked_geometry`
 def _affine(start: bytes, shape: tuple[int, int, int], path: Path) -> Affine:
     """Voxel index to RAS+ mm: the header gives directions, spacing, and where the middle of the grid is."""
     (good,) = struct.unpack_from(">h", start, 28)
@@ -44,6 +45,7 @@ def _affine(start: bytes, shape: tuple[int, int, int], path: Path) -> Affine:
         hint = "set its orientation with mri_convert: left and right cannot be guessed"
         raise CaseError("E_AFFINE", f"{path} declares no orientation", hint=hint)
     spacing = struct.unpack_from(">3f", start, 30)
+    check_spacing(spacing, path)
     direction = np.reshape(struct.unpack_from(">9f", start, 42), (3, 3)).T
     centre = struct.unpack_from(">3f", start, 78)
     affine = np.eye(4)

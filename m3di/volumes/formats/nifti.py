@@ -13,11 +13,12 @@ import numpy as np
 
 from m3di.volumes.formats.header import (
     MAX_SHEAR,
-    SPACING_MM,
     Header,
+    check_spacing,
     checked_dtype,
     checked_geometry,
     checked_shape,
+    companion,
     shear_of,
 )
 from m3di.volumes.formats.voxels import read_start
@@ -62,7 +63,7 @@ def parse(path: Path) -> Header:
     fields = _fields_1(order, head) if version == 1 else _fields_2(order, head)
     shape = checked_shape(_sizes(fields.dim, path), path)
     dtype = checked_dtype(DTYPES.get(fields.datatype), f"NIfTI {fields.datatype}", path)
-    slope, intercept = _scaling(fields)
+    slope, intercept = _scaling(fields, path)
     file = _partner(header_file, ".img") if paired else header_file
     if paired:
         gzipped = file.name.lower().endswith(".gz")
@@ -140,21 +141,24 @@ def _sizes(dim: tuple[int, ...], path: Path) -> tuple[int, ...]:
     return dim[1 : dim[0] + 1]
 
 
-def _scaling(fields: _Fields) -> tuple[float, float]:
+def _scaling(fields: _Fields, path: Path) -> tuple[float, float]:
     """Slope and intercept; a slope of 0, or one that is no number, means that values are stored as they are."""
-    says_something = fields.scl_slope != 0 and np.isfinite([fields.scl_slope, fields.scl_inter]).all()
-    return (fields.scl_slope, fields.scl_inter) if says_something else (1.0, 0.0)
+    if fields.scl_slope == 0 or not np.isfinite(fields.scl_slope):
+        return 1.0, 0.0
+    if not np.isfinite(fields.scl_inter):
+        message = f"{path} scales its values by {fields.scl_slope:g}, and adds {fields.scl_inter}"
+        raise CaseError("E_HEADER", message, hint="write the file anew")
+    return fields.scl_slope, fields.scl_inter
 
 
+@np.errstate(over="ignore", invalid="ignore")  # what is not finite is refused by `checked_geometry`
 def _affine(fields: _Fields, path: Path) -> Affine:
     """Voxel index to RAS+ mm."""
     unit = UNIT_MM.get(fields.xyzt_units & 7)
     if unit is None:
         raise CaseError("E_HEADER", f"{path} has spatial unit {fields.xyzt_units & 7}", hint="write the file anew")
     sizes = np.abs(fields.pixdim[1:4])
-    if not ((sizes * unit >= SPACING_MM[0]) & (sizes * unit <= SPACING_MM[1])).all():  # NaN fails too
-        message = f"{path} has a spacing of {' x '.join(f'{size * unit:.6g}' for size in sizes)} mm in pixdim"
-        raise CaseError("E_SPACING", message, hint=f"it must lie in {SPACING_MM[0]} to {SPACING_MM[1]} mm")
+    check_spacing(sizes * unit, path)
     scale = np.diag([unit, unit, unit, 1.0])
     sform = np.vstack([np.reshape(fields.srow, (3, 4)), [0, 0, 0, 1]])
     found = np.linalg.norm(sform[:3, :3], axis=0)
@@ -193,6 +197,6 @@ def _stem_suffix(path: Path) -> str:
 
 def _partner(path: Path, suffix: str) -> Path:
     """The other file of a pair: same name, compressed or not."""
-    stem = path.name[: path.name.lower().rindex(_stem_suffix(path))]
+    stem = Path(path.name[:-3] if path.name.lower().endswith(".gz") else path.name).stem
     candidates = [path.with_name(stem + suffix + end) for end in ("", ".gz")]
-    return next((file for file in candidates if file.exists()), candidates[0])
+    return companion(path, next((file for file in candidates if file.exists()), candidates[0]))

@@ -6,6 +6,7 @@
 
 import ast
 import io
+import operator
 import re
 import struct
 import zipfile
@@ -24,6 +25,7 @@ from stores.geometry import Geometry
 
 MAX_HEADER: Final = 1 << 14
 _DTYPE: Final = re.compile(r"[<>|=]?(?:[iu][1248]|f[48]|b1)")
+_BROKEN: Final = (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, ValueError)  # what zipfile raises
 
 
 def parse(path: Path) -> Header:
@@ -56,9 +58,12 @@ def _sidecar_affine(path: Path) -> npt.NDArray[np.float64]:
     if not file.is_file():
         raise CaseError("E_AFFINE", f"{path} has no geometry beside it", hint=hint)
     try:
-        return np.array(read_json(file)["affine"], dtype=np.float64).reshape(4, 4)
-    except (RefusedError, KeyError, TypeError, ValueError) as error:
+        affine = np.array(read_json(file)["affine"], dtype=np.float64)
+    except (RefusedError, KeyError, TypeError, ValueError, OverflowError) as error:
         raise CaseError("E_AFFINE", f"{file} holds no 4 x 4 affine", hint=hint) from error
+    if affine.shape != (4, 4) or not np.array_equal(affine[3], (0, 0, 0, 1)):
+        raise CaseError("E_AFFINE", f"{file} holds no 4 x 4 affine with 0 0 0 1 as its last row", hint=hint)
+    return affine
 
 
 def _read_header(file: IO[bytes] | io.BufferedIOBase, path: Path) -> tuple[tuple[int, ...], np.dtype[Any], bool, int]:
@@ -74,14 +79,14 @@ def _read_header(file: IO[bytes] | io.BufferedIOBase, path: Path) -> tuple[tuple
     text = (start[begin:] + file.read(length - (12 - begin))).decode("latin-1")
     try:
         fields = ast.literal_eval(text.strip())
-        shape = tuple(int(size) for size in fields["shape"])
+        shape = tuple(operator.index(size) for size in fields["shape"])
         declared, fortran = fields["descr"], bool(fields["fortran_order"])
     except (ValueError, SyntaxError, TypeError, KeyError, MemoryError, RecursionError) as error:
         raise CaseError("E_HEADER", f"{path} has a header that cannot be read", hint="write it anew") from error
     if not isinstance(declared, str) or not _DTYPE.fullmatch(declared):
         hint = "save it with whole or real numbers, one value a voxel"
         raise CaseError("E_DTYPE", f"{path} has voxels that are no numbers", hint=hint)
-    return shape, np.dtype(declared), fortran, begin + length
+    return shape, np.dtype(declared.replace("b", "u")), fortran, begin + length
 
 
 def read_medmnist(path: Path, member: str) -> tuple[npt.NDArray[Any], Geometry]:
@@ -92,15 +97,16 @@ def read_medmnist(path: Path, member: str) -> tuple[npt.NDArray[Any], Geometry]:
         member: `<array>:<index>`, for example `train_images:12`.
 
     Raises:
-        CaseError: E_FORMAT, E_CORRUPT, E_NDIM, E_DTYPE or E_TOO_LARGE.
+        CaseError: E_MISSING, E_FORMAT, E_TRUNCATED, E_CORRUPT, E_NDIM, E_DTYPE or E_TOO_LARGE.
     """
     name, _, index = member.partition(":")
+    require_file(path)
     stamp = path.stat()
     volumes = _member(path, name, (stamp.st_mtime_ns, stamp.st_size))
-    if volumes.ndim != 4 or int(index) >= len(volumes):
-        message = f"{path} has an array {name} of shape {volumes.shape}, without volume {index}"
+    if volumes.ndim != 4 or not index.isdecimal() or int(index) >= len(volumes):
+        message = f"{path} has an array {name} of shape {volumes.shape}, without volume {index or 'named'}"
         raise CaseError("E_NDIM", message, hint="give a 3D set of MedMNIST")
-    data = volumes[int(index)]
+    data = np.array(volumes[int(index)], volumes.dtype.newbyteorder("="))  # a copy: the array is kept
     return data, checked_geometry(data.shape, np.eye(4), path)
 
 
@@ -114,10 +120,10 @@ def medmnist_arrays(path: Path) -> dict[str, tuple[int, ...]]:
         with zipfile.ZipFile(path) as archive:
             found = {}
             for entry in archive.infolist():
-                with archive.open(entry) as file:
+                with _open(archive, entry) as file:
                     found[entry.filename.removesuffix(".npy")] = _read_header(file, path)[0]
             return found
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, OSError, RuntimeError) as error:
+    except _BROKEN as error:
         raise CaseError("E_FORMAT", f"{path} is not a .npz file: {error}", hint="download it again") from error
 
 
@@ -130,15 +136,23 @@ def _member(path: Path, name: str, _stamp: tuple[int, int]) -> npt.NDArray[Any]:
             if entry.file_size > MAX_BYTES:
                 hint = f"at most {MAX_BYTES} bytes are read"
                 raise CaseError("E_TOO_LARGE", f"{path} declares {entry.file_size} bytes in {name}", hint=hint)
-            with archive.open(entry) as file:
+            with _open(archive, entry) as file:
                 shape, dtype, fortran, _ = _read_header(file, path)
                 count = int(np.prod(shape, dtype=object))
                 if count * dtype.itemsize > entry.file_size:
                     raise CaseError("E_TRUNCATED", f"{path} ends within {name}", hint="download it again")
                 values = np.frombuffer(file.read(count * dtype.itemsize), dtype)
-                file.read(1)  # to the end, so that the checksum counts
+                if file.read(1):  # the checksum counts at the end
+                    raise ValueError("it holds more bytes than it declares")
         return values.reshape(shape, order="F" if fortran else "C")
     except KeyError as error:
         raise CaseError("E_FORMAT", f"{path} has no array {name}", hint="give a set of MedMNIST") from error
-    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, NotImplementedError) as error:
+    except _BROKEN as error:
         raise CaseError("E_CORRUPT", f"{path} cannot be read: {error}", hint="download it again") from error
+
+
+def _open(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> IO[bytes]:
+    """An entry as numpy writes it; zipfile sets no limit to how far bzip2 and LZMA expand."""
+    if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise ValueError("it is compressed in another way than numpy does")
+    return archive.open(entry)

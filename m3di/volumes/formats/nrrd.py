@@ -11,7 +11,7 @@ from m3di.volumes.formats.voxels import read_start
 from stores.errors import CaseError
 from stores.geometry import Affine
 
-MAX_HEADER: Final = 1 << 16  # bytes
+MAX_HEADER: Final = 1 << 18  # bytes; segmentations describe each of their segments
 DTYPES: Final = {
     "i1": ("signed char", "int8", "int8_t"),
     "u1": ("uchar", "unsigned char", "uint8", "uint8_t"),
@@ -44,7 +44,9 @@ def parse(path: Path) -> Header:
     Raises:
         CaseError: E_FORMAT, E_HEADER, E_NDIM, E_DTYPE, E_DECODE, E_SPACING, E_AFFINE or E_TOO_LARGE.
     """
-    start, _ = read_start(path, MAX_HEADER)
+    start, gzipped = read_start(path, MAX_HEADER)
+    if gzipped:
+        raise CaseError("E_FORMAT", f"{path} is compressed as a whole, header too", hint="decompress it")
     fields, length = _fields(start, path)
     sizes = tuple(_integers(_required(fields, "sizes", path), path))
     if fields.get("dimension") != str(len(sizes)):
@@ -53,12 +55,13 @@ def parse(path: Path) -> Header:
     encoding = ENCODINGS.get(_required(fields, "encoding", path).lower())
     if encoding is None:
         hint = "save it with the encoding raw, gzip or bzip2"
-        raise CaseError("E_DECODE", f"{path} has the encoding {fields['encoding']}", hint=hint)
-    if any(fields.get(name, "0") not in ("0", "-1") for name in ("line skip", "lineskip", "byte skip", "byteskip")):
+        raise CaseError("E_DECODE", f"{path} has the encoding {fields['encoding'][:20]!r}", hint=hint)
+    if any(fields.get(name, "0") != "0" for name in ("line skip", "lineskip", "byte skip", "byteskip")):
         raise CaseError("E_HEADER", f"{path} skips lines or bytes", hint="write the file anew, without skips")
     detached = fields.get("data file", fields.get("datafile"))
+    shape, affine = _place(fields, sizes, path)
     return Header(
-        checked_geometry(sizes, _affine(fields, sizes, path), path),
+        checked_geometry(shape, affine, path),
         _dtype(fields, path),
         path if detached is None else data_file(path, detached),
         encoding=encoding,
@@ -76,7 +79,7 @@ def _fields(start: bytes, path: Path) -> tuple[dict[str, str], int]:
     if end is None and len(start) == MAX_HEADER:
         raise CaseError("E_HEADER", f"{path} has a header of over {MAX_HEADER} bytes", hint="write the file anew")
     fields = {}
-    for line in head.decode("latin-1").splitlines()[1:]:
+    for line in head.decode("utf-8", "surrogateescape").replace("\r\n", "\n").split("\n")[1:]:
         if line.startswith("#") or ":=" in line:
             continue
         name, colon, value = line.partition(":")
@@ -95,23 +98,22 @@ def _required(fields: dict[str, str], name: str, path: Path) -> str:
 def _dtype(fields: dict[str, str], path: Path) -> np.dtype[np.generic]:
     declared = _required(fields, "type", path)
     name = next((code for code, names in DTYPES.items() if declared.lower() in names), None)
-    dtype = checked_dtype(name, repr(declared), path)
+    dtype = checked_dtype(name, repr(declared[:20]), path)
     if dtype.itemsize > 1 and fields.get("endian", "").lower() not in ("little", "big"):
         raise CaseError("E_HEADER", f"{path} does not say its byte order", hint="write the file anew")
     return dtype.newbyteorder(">" if fields.get("endian", "").lower() == "big" else "<")
 
 
-def _affine(fields: dict[str, str], sizes: tuple[int, ...], path: Path) -> Affine:
-    """Voxel index to RAS+ mm, from space directions and origin."""
+@np.errstate(over="ignore", invalid="ignore")  # what is not finite is refused by `checked_geometry`
+def _place(fields: dict[str, str], sizes: tuple[int, ...], path: Path) -> tuple[tuple[int, ...], Affine]:
+    """Sizes along the axes in space, then along others, and voxel index to RAS+ mm."""
     space = SPACES.get(fields.get("space", "").lower())
     if space is None:
         hint = "save it with a space such as left-posterior-superior, directions and origin"
-        raise CaseError("E_AFFINE", f"{path} has no anatomical space ({fields.get('space')!r})", hint=hint)
-    directions = [
-        vector for vector in re.findall(r"none|\([^)]*\)", fields.get("space directions", "")) if vector != "none"
-    ]
-    columns = [_vector(vector, path) for vector in directions]
-    if len(columns) != 3 or len(sizes) < 3:
+        raise CaseError("E_AFFINE", f"{path} has no anatomical space ({fields.get('space', '')[:40]!r})", hint=hint)
+    directions = re.findall(r"none|\([^)]*\)", fields.get("space directions", ""))
+    columns = [_vector(vector, path) for vector in directions if vector != "none"]
+    if len(columns) != 3 or len(directions) != len(sizes):
         message = f"{path} has {len(sizes)} dimensions and {len(columns)} directions in space"
         raise CaseError("E_NDIM", message, hint="give one 3-D volume a file; for one-hot label maps take the argmax")
     affine = np.eye(4)
@@ -119,9 +121,11 @@ def _affine(fields: dict[str, str], sizes: tuple[int, ...], path: Path) -> Affin
     affine[:3, 3] = _vector(fields.get("space origin", "(0,0,0)"), path)
     units = set(re.findall(r'"([^"]*)"', fields.get("space units", '"mm"')))
     if len(units) != 1 or not units <= UNIT_MM.keys():
-        raise CaseError("E_HEADER", f"{path} has space units {sorted(units)}", hint="save it in mm")
+        raise CaseError("E_HEADER", f"{path} has space units {str(sorted(units))[:40]}", hint="save it in mm")
     affine[:3] *= UNIT_MM[units.pop()]
-    return space @ affine
+    in_space = [size for size, vector in zip(sizes, directions, strict=True) if vector != "none"]
+    others = [size for size, vector in zip(sizes, directions, strict=True) if vector == "none"]
+    return (*in_space, *others), space @ affine
 
 
 def _vector(text: str, path: Path) -> list[float]:

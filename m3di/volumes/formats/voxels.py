@@ -156,7 +156,8 @@ def _scaled(voxels: npt.NDArray[Any], header: Header) -> npt.NDArray[Any]:
         native = voxels.byteswap(inplace=True).view(header.dtype.newbyteorder("="))
     if (header.slope, header.intercept) == (1.0, 0.0):
         return native
-    scaled = np.empty(native.shape, np.float32, order=header.order)
+    in_place = native.itemsize == np.dtype(np.float32).itemsize  # saves a gigabyte for the largest scans
+    scaled = native.view(np.float32) if in_place else np.empty(native.shape, np.float32, order=header.order)
     slowest = -1 if header.order == "F" else 0
     with np.errstate(over="ignore", invalid="ignore"):  # what is too large becomes infinite, and is counted as such
         for source, target in zip(np.moveaxis(native, slowest, 0), np.moveaxis(scaled, slowest, 0), strict=True):
