@@ -92,7 +92,7 @@ def inside(folder: Path, name: object, *, links: bool = False) -> Path:
     too_long = _length(name) > MAX_PATH or any(_length(part) > MAX_NAME for part in pure.parts)
     if suspicious or too_long or pure.is_absolute() or ".." in pure.parts:
         hint = "use relative paths below the dataset's folder, without .. ~ $ or a scheme"
-        raise RefusedError("E_PATH", f"{name!r} is not a path below the dataset's folder", hint=hint)
+        raise RefusedError("E_PATH", f"{name[:100]!r} is not a path below the dataset's folder", hint=hint)
     return contained(folder, folder / pure, links=links)
 
 

@@ -123,7 +123,7 @@ def _nowhere(folder: Path) -> Path:
 
 def _bomb(content: bytes) -> bytes:
     """The scan, followed by a gigabyte of zeros that compresses to nothing."""
-    squeeze = zlib.compressobj(9, wbits=31)
+    squeeze = zlib.compressobj(1, wbits=31)
     zeros = bytes(1 << 24)
     return squeeze.compress(content) + b"".join(squeeze.compress(zeros) for _ in range(64)) + squeeze.flush()
 
@@ -198,6 +198,8 @@ FILES: dict[str, tuple[Write, str]] = {
     "a singular affine": (_affine([1.5, 1.5, 0, 0, 0, 0, 0, 0, 0, 0, 2, 0]), "E_AFFINE"),
     "an affine with NaN": (_affine([float("nan"), 0, 0, 0, 0, 1.25, 0, 0, 0, 0, 2, 0]), "E_AFFINE"),
     "an affine of zeros": (_affine([0.0] * 12), "E_SPACING"),
+    "an affine without end": (_affine([float("inf"), 0, 0, 0, 0, 1.25, 0, 0, 0, 0, 2, 0]), "E_AFFINE"),
+    "a slope without an intercept": (_nifti(112, "<2f", 2.0, float("nan")), "E_HEADER"),
     "a pair without its voxels": (_pair_without_voxels, "E_MISSING"),
     "one value in every voxel": (_changed("a.nii", lambda b: b[:352] + bytes(len(b) - 352)), "E_NO_SIGNAL"),
     "NaN in every voxel": (
@@ -216,6 +218,15 @@ FILES: dict[str, tuple[Write, str]] = {
     "a sheared nrrd": (_nrrd(b"(0,1,0)", b"(0.5,1,0)"), "E_AFFINE"),
     "a nrrd of blocks": (_nrrd(b"type: short", b"type: block"), "E_DTYPE"),
     "a nrrd that skips": (_nrrd(b"encoding: raw", b"encoding: raw\nbyte skip: 12"), "E_HEADER"),
+    "a nrrd whose voxels end its file": (_nrrd(b"encoding: raw", b"encoding: raw\nbyte skip: -1"), "E_HEADER"),
+    "a nrrd of colours": (
+        _file("a.nrrd", NRRD.replace(b"dimension: 3", b"dimension: 4").replace(b"4 4 4", b"4 4 4 1")
+              .replace(b"directions:", b"directions: none")), "E_NDIM"),
+    "a nrrd with a direction without end": (_nrrd(b"(1,0,0)", b"(inf,0,0)"), "E_AFFINE"),
+    "a nrrd with a direction past every number": (_nrrd(b"(1,0,0)", b"(1e200,0,0)"), "E_SPACING"),
+    "a nrrd in a gzip": (_file("a.nrrd", gzip.compress(NRRD)), "E_FORMAT"),
+    "a nrrd that names a file no disk can hold": (
+        _nrrd(b"encoding: raw", b"encoding: raw\ndata file: " + b"x" * 300, "a.nhdr"), "E_HEADER"),
     "a nrrd that is cut": (_file("a.nrrd", NRRD[:-10]), "E_TRUNCATED"),
     "a nrrd that names a file elsewhere": (_nrrd(b"encoding: raw", b"encoding: raw\ndata file: ../b.raw", "a.nhdr"),
                                            "E_HEADER"),
@@ -234,6 +245,8 @@ FILES: dict[str, tuple[Write, str]] = {
     "a mha of no known type": (_mha(b"MET_SHORT", b"MET_STRANGE"), "E_DTYPE"),
     "a mha with a short matrix": (_mha(b"1 0 0 0 1 0 0 0 1", b"1 0 0 1"), "E_HEADER"),
     "a mha that is cut": (_file("a.mha", MHA[:-1]), "E_TRUNCATED"),
+    "a mha with a negative spacing": (_mha(b"Spacing = 1 1 1", b"Spacing = 1 -1 1"), "E_SPACING"),
+    "a mha in a gzip": (_file("a.mha", gzip.compress(MHA)), "E_FORMAT"),
     "a mha without an end of its header": (_file("a.mha", MHA[:60]), "E_HEADER"),
     "a mhd without its voxels": (_mha(b"LOCAL", b"a.raw", "a.mhd"), "E_MISSING"),
     "a mhd that names a file elsewhere": (_mha(b"LOCAL", b"/etc/passwd", "a.mhd"), "E_HEADER"),
@@ -246,6 +259,7 @@ FILES: dict[str, tuple[Write, str]] = {
     "a mgh without orientation": (_file("a.mgh", mgh_bytes(good=0)), "E_AFFINE"),
     "a mgh with a negative size": (_file("a.mgh", mgh_bytes(dims=(-1, 24, 18, 1))), "E_HEADER"),
     "a mgh with a huge spacing": (_file("a.mgh", mgh_bytes(spacing=(1e9, 1, 1))), "E_SPACING"),
+    "a mgh with a spacing without end": (_file("a.mgh", mgh_bytes(spacing=(float("inf"), 1, 1))), "E_SPACING"),
     "a mgh that is cut": (_file("a.mgh", mgh_bytes()[:-1]), "E_TRUNCATED"),
     "a mgz with a wrong checksum": (_file("a.mgz", _flip(-5)(gzip.compress(mgh_bytes()))), "E_CORRUPT"),
     # npy
@@ -254,6 +268,9 @@ FILES: dict[str, tuple[Write, str]] = {
     "a npy of objects": (_npy(npy_bytes("{'descr': '|O', 'fortran_order': False, 'shape': (4, 4, 4)}", VOXELS)),
                          "E_DTYPE"),
     "a npy with code in its header": (_npy(npy_bytes("__import__('os').abort()", VOXELS)), "E_HEADER"),
+    "a npy without a header": (_npy(b"\x93NUMPY\x01\x00\x00\x00" + VOXELS), "E_HEADER"),
+    "a npy of a size without end": (
+        _npy(npy_bytes("{'descr': '<i2', 'fortran_order': False, 'shape': (1e999, 4, 4)}", VOXELS)), "E_HEADER"),
     "a npy of two dimensions": (_npy(npy_bytes("{'descr': '<i2', 'fortran_order': False, 'shape': (4, 16)}", VOXELS)),
                                 "E_NDIM"),
     "a npy that is cut": (_npy(npy_bytes("{'descr': '<i2', 'fortran_order': False, 'shape': (4, 4, 5)}", VOXELS)),

@@ -6,6 +6,7 @@
 import gzip
 import json
 import os
+import re
 from functools import cache
 from pathlib import Path
 
@@ -27,10 +28,17 @@ fuzzed = settings(
     max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], database=None
 )
 numbers = st.sampled_from([0, 1, 0x7F, 0x80, 0xFF, 0x7FFF, 0x8000, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF])
+reals = st.sampled_from([0.0, -1.0, 1e-38, 3e38, float("inf"), float("nan")])
+words = st.sampled_from(
+    [b"inf", b"nan", b"-1", b"1e999", b"1e308", b"9" * 400, b"none", b"(", b"\n", b":", b"=", b"LIST", b"\0", b"\xff",
+     b"../a", b"True", b"gzip", b"double", b"{", b'"', b"\\ud800"]
+)  # fmt: skip
 edits = st.lists(
     st.one_of(
         st.tuples(st.just("flip"), st.floats(0, 1), st.integers(0, 7)),
         st.tuples(st.just("number"), st.floats(0, 1), numbers),
+        st.tuples(st.sampled_from(["<f4", ">f4", "<f8", ">f8"]), st.floats(0, 1), reals),
+        st.tuples(st.just("word"), st.floats(0, 1), words),
         st.tuples(st.just("cut"), st.floats(0, 1), st.just(0)),
         st.tuples(st.just("drop"), st.floats(0, 1), st.integers(1, 40)),
         st.tuples(st.just("repeat"), st.floats(0, 1), st.integers(1, 40)),
@@ -74,6 +82,13 @@ def edited(content, changes, *, header):
         elif kind == "number":
             width = 2 if value <= 0xFFFF else 4
             changed[at : at + width] = value.to_bytes(width, "little")
+        elif kind[0] in "<>":
+            at -= at % 4
+            packed = np.array(value, kind).tobytes()
+            changed[at : at + len(packed)] = packed
+        elif kind == "word":
+            word = re.compile(rb"[\w.+-]+").search(changed, at)
+            changed[word.start() if word else at : word.end() if word else at] = value
         elif kind == "cut":
             del changed[at:]
         elif kind == "drop":

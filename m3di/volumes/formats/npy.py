@@ -104,7 +104,7 @@ def read_medmnist(path: Path, member: str) -> tuple[npt.NDArray[Any], Geometry]:
     stamp = path.stat()
     volumes = _member(path, name, (stamp.st_mtime_ns, stamp.st_size))
     if volumes.ndim != 4 or not index.isdecimal() or int(index) >= len(volumes):
-        message = f"{path} has an array {name} of shape {volumes.shape}, without volume {index or 'named'}"
+        message = f"{path} has an array {name} of shape {volumes.shape}, without volume {index!r}"
         raise CaseError("E_NDIM", message, hint="give a 3D set of MedMNIST")
     data = np.array(volumes[int(index)], volumes.dtype.newbyteorder("="))  # a copy: the array is kept
     return data, checked_geometry(data.shape, np.eye(4), path)
@@ -120,11 +120,13 @@ def medmnist_arrays(path: Path) -> dict[str, tuple[int, ...]]:
         with zipfile.ZipFile(path) as archive:
             found = {}
             for entry in archive.infolist():
-                with _open(archive, entry) as file:
+                _require_deflated(entry)
+                with archive.open(entry) as file:
                     found[entry.filename.removesuffix(".npy")] = _read_header(file, path)[0]
             return found
     except _BROKEN as error:
-        raise CaseError("E_FORMAT", f"{path} is not a .npz file: {error}", hint="download it again") from error
+        message = f"{path} is not a .npz file as numpy writes it"
+        raise CaseError("E_FORMAT", message, hint="download it again") from error
 
 
 @lru_cache(maxsize=1)
@@ -136,7 +138,8 @@ def _member(path: Path, name: str, _stamp: tuple[int, int]) -> npt.NDArray[Any]:
             if entry.file_size > MAX_BYTES:
                 hint = f"at most {MAX_BYTES} bytes are read"
                 raise CaseError("E_TOO_LARGE", f"{path} declares {entry.file_size} bytes in {name}", hint=hint)
-            with _open(archive, entry) as file:
+            _require_deflated(entry)
+            with archive.open(entry) as file:
                 shape, dtype, fortran, _ = _read_header(file, path)
                 count = int(np.prod(shape, dtype=object))
                 if count * dtype.itemsize > entry.file_size:
@@ -148,11 +151,11 @@ def _member(path: Path, name: str, _stamp: tuple[int, int]) -> npt.NDArray[Any]:
     except KeyError as error:
         raise CaseError("E_FORMAT", f"{path} has no array {name}", hint="give a set of MedMNIST") from error
     except _BROKEN as error:
-        raise CaseError("E_CORRUPT", f"{path} cannot be read: {error}", hint="download it again") from error
+        message = f"{path} cannot be read to the end of {name}"
+        raise CaseError("E_CORRUPT", message, hint="download it again") from error
 
 
-def _open(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> IO[bytes]:
-    """An entry as numpy writes it; zipfile sets no limit to how far bzip2 and LZMA expand."""
+def _require_deflated(entry: zipfile.ZipInfo) -> None:
+    """Refuse an entry unlike those that numpy writes: zipfile sets no limit to how far bzip2 and LZMA expand."""
     if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise ValueError("it is compressed in another way than numpy does")
-    return archive.open(entry)

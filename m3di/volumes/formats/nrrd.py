@@ -50,7 +50,7 @@ def parse(path: Path) -> Header:
     fields, length = _fields(start, path)
     sizes = tuple(_integers(_required(fields, "sizes", path), path))
     if fields.get("dimension") != str(len(sizes)):
-        message = f"{path} has dimension {fields.get('dimension')} and {len(sizes)} sizes"
+        message = f"{path} has dimension {fields.get('dimension', '')[:20]!r} and {len(sizes)} sizes"
         raise CaseError("E_HEADER", message, hint="write the file anew")
     encoding = ENCODINGS.get(_required(fields, "encoding", path).lower())
     if encoding is None:
@@ -79,7 +79,7 @@ def _fields(start: bytes, path: Path) -> tuple[dict[str, str], int]:
     if end is None and len(start) == MAX_HEADER:
         raise CaseError("E_HEADER", f"{path} has a header of over {MAX_HEADER} bytes", hint="write the file anew")
     fields = {}
-    for line in head.decode("utf-8", "surrogateescape").replace("\r\n", "\n").split("\n")[1:]:
+    for line in (line.decode("utf-8", "surrogateescape") for line in head.splitlines()[1:]):
         if line.startswith("#") or ":=" in line:
             continue
         name, colon, value = line.partition(":")

@@ -9,6 +9,7 @@ from scipy.spatial.transform import Rotation
 
 from m3di.volumes.formats import nifti
 from m3di.volumes.readers import content_digest, read_volume
+from stores.errors import CaseError
 
 SHAPE = (5, 6, 7)
 VALUES = np.random.default_rng(0).integers(0, 100, SHAPE)
@@ -119,4 +120,55 @@ def test_a_gzip_of_several_members_and_with_zeros_after_it_is_read(tmp_path):
     )
     np.testing.assert_array_equal(read_volume(path, modality="MR").data, VALUES)
     shutil.copy(tmp_path / "a.nii", path)
-    np.testing.assert_array_equal(read_volume(path, modality="MR").data, VALUES), "gzip in name only"
+    np.testing.assert_array_equal(read_volume(path, modality="MR").data, VALUES, "gzip in name only")
+
+
+@pytest.mark.parametrize("kind", [nibabel.Nifti1Image, nibabel.Nifti2Image])
+def test_a_one_hot_map_is_refused_with_the_remedy(tmp_path, kind):
+    nibabel.save(kind(np.zeros((*SHAPE, 13), np.uint8), OBLIQUE), tmp_path / "a.nii.gz")
+    with pytest.raises(CaseError, match="E_NDIM") as refused:
+        read_volume(tmp_path / "a.nii.gz", modality="MR")
+    assert "one-hot" in refused.value.hint and "argmax" in refused.value.hint
+
+
+@pytest.mark.parametrize("row", [(1e200, 0, 0, 0), (1.5, 0, 0, np.inf), (np.inf,) * 4, (-np.inf, 0, 0, np.nan)])
+@pytest.mark.parametrize("qform_code", [0, 1])
+def test_an_endless_affine_is_refused_without_a_warning(tmp_path, row, qform_code):
+    path = tmp_path / "a.nii"
+    nibabel.save(nibabel.Nifti2Image(VALUES.astype(np.int16), np.diag([1.5, 1.25, 2, 1])), path)
+    content = bytearray(path.read_bytes())
+    struct.pack_into("<ii", content, 344, qform_code, 1)
+    struct.pack_into("<4d", content, 400, *row)
+    struct.pack_into("<d", content, 376, np.inf)  # qoffset_x
+    path.write_bytes(content)
+    with pytest.raises(CaseError) as refused:
+        read_volume(path, modality="MR")
+    assert refused.value.code in ("E_AFFINE", "E_SPACING")
+
+
+@pytest.mark.parametrize("slope, intercept, refused", [(np.nan, 3, False), (0, np.nan, False), (2, np.nan, True)])
+def test_a_slope_counts_only_with_an_intercept(tmp_path, slope, intercept, refused):
+    path = tmp_path / "a.nii"
+    nibabel.save(nibabel.Nifti1Image(VALUES.astype(np.int16), OBLIQUE), path)
+    content = bytearray(path.read_bytes())
+    struct.pack_into("<2f", content, 112, slope, intercept)
+    path.write_bytes(content)
+    if refused:
+        with pytest.raises(CaseError, match="E_HEADER"):
+            read_volume(path, modality="MR")
+    else:
+        np.testing.assert_array_equal(read_volume(path, modality="MR").data, VALUES)
+
+
+def test_the_other_file_of_a_pair_may_leave_the_folder_only_with_the_first(tmp_path):
+    elsewhere, folder = tmp_path / "elsewhere", tmp_path / "set"
+    elsewhere.mkdir()
+    folder.mkdir()
+    nibabel.save(nibabel.Nifti1Pair(VALUES.astype(np.int16), OBLIQUE), folder / "a.hdr")
+    (folder / "a.img").rename(elsewhere / "a.img")
+    (folder / "a.img").symlink_to(elsewhere / "a.img")
+    with pytest.raises(CaseError, match="E_NOT_FILE"):
+        read_volume(folder / "a.hdr", modality="MR")
+    (folder / "a.hdr").rename(elsewhere / "a.hdr")
+    (folder / "a.hdr").symlink_to(elsewhere / "a.hdr")
+    np.testing.assert_array_equal(read_volume(folder / "a.hdr", modality="MR").data, VALUES)
