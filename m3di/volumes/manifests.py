@@ -61,7 +61,8 @@ def read_table(path: Path) -> list[dict[str, str]]:
     try:
         lines = [(reader.line_num, row) for row in reader if row]
     except csv.Error as error:
-        raise RefusedError("E_MANIFEST", f"{path.name} is not a table: {error}", hint="correct the file") from error
+        message = f"{path.name} line {reader.line_num} cannot be divided into fields"
+        raise RefusedError("E_MANIFEST", message, hint="correct its quotes and line ends") from error
     if not lines or len(lines) > MAX_ROWS:
         raise RefusedError("E_MANIFEST", f"{path.name} has {len(lines)} lines", hint=f"write 1 to {MAX_ROWS}")
     header = [name.strip() for name in lines[0][1]]

@@ -46,8 +46,8 @@ def test_every_malformed_scan_is_quarantined_with_its_code_and_the_good_one_is_b
         csv.writer(file).writerows(rows)
     build = command("build-store", "scans.csv", "--json", *SIZES)
     done = subprocess.run(
-        [sys.executable, "-c", MEASURE, *build], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+        [sys.executable, "-c", MEASURE, *build], cwd=tmp_path, capture_output=True, text=True, check=False,
+        timeout=120, env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
     )  # fmt: skip
     assert done.returncode == 3, done.stderr
     assert "Traceback" not in done.stderr

@@ -147,3 +147,6 @@ def test_messages_stay_short_and_printable(tmp_path):
     assert len(refused(lambda: read_json(tmp_path / "a.json"), "E_MANIFEST")) < 200
     message = refused(lambda: inside(tmp_path, "\x1b[31m" + "x" * 5000), "E_PATH")
     assert message.isprintable() and len(message) < 200
+    (tmp_path / "a.csv").write_text('image\tid\n"a"b\t1\n')
+    message = refused(lambda: read_table(tmp_path / "a.csv"), "E_MANIFEST")
+    assert message.isprintable() and "line 2" in message
