@@ -146,11 +146,11 @@ def test_a_gzip_header_that_promises_a_name_and_ends_is_cut(tmp_path):
 
 
 def test_scaling_numbers_of_four_bytes_takes_no_second_array(tmp_path):
-    values = np.arange(64**3, dtype="<i4")
-    header = written(tmp_path / "a", values.tobytes(), shape=(64, 64, 64), dtype="<i4", slope=2.0)
+    values = np.arange(128**3, dtype="<i4")
+    header = written(tmp_path / "a", values.tobytes(), shape=(128, 128, 128), dtype="<i4", slope=2.0)
     tracemalloc.start()
     voxels = read_voxels(header)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     np.testing.assert_array_equal(voxels.ravel(order="F"), values * 2)
-    assert peak < 1.9 * values.nbytes
+    assert peak < 1.5 * values.nbytes
