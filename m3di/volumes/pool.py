@@ -99,6 +99,9 @@ def _outcome(case: Case, call: Call) -> Outcome:
         return call()
     except CaseError as error:
         return error
+    except OSError as error:  # no right to read it, or a medium that fails
+        message = f"{case.source} cannot be read: {error.strerror}"
+        return CaseError("E_MISSING", message, hint="check its permissions and the disk, and run again")
     except MemoryError as error:
         raise ResourceError("E_MEMORY", f"out of memory at case {case.id}", hint="lower --workers") from error
 

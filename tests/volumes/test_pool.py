@@ -1,3 +1,4 @@
+import errno
 import os
 from pathlib import Path
 
@@ -55,3 +56,17 @@ def test_a_scan_that_ends_its_process_is_refused_and_the_others_are_prepared(cas
     assert outcomes["deadly"].code == "E_WORKER"
     assert "deadly.nii" in outcomes["deadly"].message
     assert all(isinstance(outcomes[name], Prepared) for name in ("s0", "s1", "s2"))
+
+
+class Forbidden(type(Path())):
+    """Stands for a scan that this user may not open, which root always may."""
+
+    def open(self, *arguments, **options):
+        raise PermissionError(errno.EACCES, "Permission denied", str(self))
+
+
+def test_what_the_system_refuses_to_open_is_one_case_refused(cases):
+    forbidden = case("forbidden", Forbidden(cases[1].image))
+    (_, refused), (_, prepared) = prepare_all([forbidden, cases[0]], RECIPE, {}, workers=0)
+    assert (refused.code, refused.message) == ("E_MISSING", "s1.nii cannot be read: Permission denied")
+    assert isinstance(prepared, Prepared)
