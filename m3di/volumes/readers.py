@@ -7,6 +7,7 @@ truncated file with zeros and turn NaN into 0, both silently. DICOM pixels are d
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
 
@@ -203,7 +204,11 @@ def _files_of(path: Path, member: str) -> list[Path]:
 
 
 def _file_digest(path: Path) -> str:
-    require_file(path)
+    return _digest_of_file(path, require_file(path), path.stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=1)  # the thousand volumes of one MedMNIST file come one after the other
+def _digest_of_file(path: Path, _size: int, _mtime_ns: int) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -7,7 +7,7 @@ from typing import Final
 import numpy as np
 
 from m3di.volumes.formats.header import LPS_TO_RAS, Encoding, Header, checked_dtype, checked_geometry, data_file
-from m3di.volumes.formats.voxels import read_start
+from m3di.volumes.formats.voxels import read_plain_start
 from stores.errors import CaseError
 from stores.geometry import Affine
 
@@ -44,10 +44,7 @@ def parse(path: Path) -> Header:
     Raises:
         CaseError: E_FORMAT, E_HEADER, E_NDIM, E_DTYPE, E_DECODE, E_SPACING, E_AFFINE or E_TOO_LARGE.
     """
-    start, gzipped = read_start(path, MAX_HEADER)
-    if gzipped:
-        raise CaseError("E_FORMAT", f"{path} is compressed as a whole, header too", hint="decompress it")
-    fields, length = _fields(start, path)
+    fields, length = _fields(read_plain_start(path, MAX_HEADER), path)
     sizes = tuple(_integers(_required(fields, "sizes", path), path))
     if fields.get("dimension") != str(len(sizes)):
         message = f"{path} has dimension {fields.get('dimension', '')[:20]!r} and {len(sizes)} sizes"

@@ -58,6 +58,18 @@ def read_start(path: Path, count: int) -> tuple[bytes, bool]:
         return bytes(start[:filled]), gzipped
 
 
+def read_plain_start(path: Path, count: int) -> bytes:
+    """The first bytes of a file whose format has a header of plain text.
+
+    Raises:
+        CaseError: E_FORMAT, when the file is gzip as a whole; E_MISSING, E_NOT_FILE or E_EMPTY.
+    """
+    start, gzipped = read_start(path, count)
+    if gzipped:
+        raise CaseError("E_FORMAT", f"{path} is compressed as a whole, header too", hint="decompress it")
+    return start
+
+
 @runtime_checkable
 class Stream(Protocol):
     """What voxels are read from: a file, or a compressed stream in one."""
