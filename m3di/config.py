@@ -195,6 +195,9 @@ def validate(fields: Mapping[str, Any]) -> Config:
         ]
     if mistakes:
         raise RefusedError("E_CONFIG", "; ".join(mistakes), hint="correct the --set options or the TOML file")
+    if config.volumes.slice_stride > config.volumes.cube_size:
+        message = f"volumes.slice_stride={config.volumes.slice_stride} is over volumes.cube_size"
+        raise RefusedError("E_CONFIG", message, hint=f"at most {config.volumes.cube_size}: one slice a plane")
     return config
 
 

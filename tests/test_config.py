@@ -59,3 +59,9 @@ def test_mistakes_are_named_by_their_path(setting, message):
         load_config(settings=[setting])
     assert refused.value.code == "E_CONFIG"
     assert message in refused.value.message
+
+
+def test_a_stride_that_takes_no_slice_is_refused():
+    assert load_config(settings=["volumes.slice_stride=32", "volumes.cube_size=32"]).volumes.slice_stride == 32
+    with pytest.raises(RefusedError, match=r"E_CONFIG volumes\.slice_stride=33 is over volumes\.cube_size"):
+        load_config(settings=["volumes.slice_stride=33", "volumes.cube_size=32"])
