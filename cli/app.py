@@ -69,7 +69,7 @@ def _explain(error: Exception, output: Output) -> int:
     if hasattr(error, "format_message"):  # typer's usage errors are click's, or its own copy of them, by version
         output.error(f"E_CONFIG {error.format_message()}", "m3di --help lists the commands and options")
         return 2
-    if hasattr(error, "exit_code"):  # m3di.training.runtime.Interrupted, which is not imported here: torch is slow
+    if hasattr(error, "exit_code"):  # m3di.signals.Interrupted
         output.error(str(error), "run the same command again to continue")
         return int(error.exit_code)
     output.error(f"E_BUG {type(error).__name__}: {error}", "this is a bug in m3di: run again with --debug")

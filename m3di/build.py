@@ -5,21 +5,18 @@ Each stage commits item by item and skips what is up to date, so a rerun continu
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from m3di.config import Config
 from m3di.events import Report
+from m3di.signals import stop_on_signals
 from m3di.volumes.cases import Case, safe_id
 from m3di.volumes.layouts import Dataset, survey
 from m3di.volumes.layouts.discovery import NO_SCAN_HINT
 from m3di.volumes.pool import prepare_all
-from m3di.volumes.prepare import identify
 from stores import Store
 from stores.errors import CaseError, RefusedError
-from stores.manifest import MARKER
-from stores.recipe import Recipe
-from stores.records import VolumeRecord
 from stores.store import Quarantined
 
 
@@ -68,13 +65,12 @@ def build_store(
     """
     # Here, because the plan of a build and the cubes of a task need no torch.
     from m3di.teachers.stage import caption_volumes, embed_volumes, ensure_teacher  # noqa: PLC0415
-    from m3di.training.runtime import stop_on_signals  # noqa: PLC0415
 
     datasets = survey(sources, layout=layout, follow_links=config.sources.follow_links)
     for dataset in datasets:
         report("found", dataset=dataset.name, layout=dataset.layout, cases=len(dataset.cases))
-    cases = _cases(datasets, config)[:limit]
-    with Store.create_or_open(path, config.volumes) as store, stop_on_signals() as stop:
+    cases = cases_of(datasets, config)[:limit]
+    with open_store(path, config) as store, stop_on_signals() as stop:
         num_empty = refuse_empty(store, datasets, strict=strict, report=report)
         built, refused = commit_volumes(
             store, cases, workers=workers, strict=strict, report=report, check=stop.raise_if_set
@@ -99,50 +95,12 @@ def build_store(
         )
 
 
-@dataclass(frozen=True)
-class PlanItem:
-    """What a build would do with a case, and why."""
-
-    case: str
-    action: str
-    reason: str
+def open_store(path: Path, config: Config) -> Store:
+    """Open the store of some settings for writing, creating it when there is none; see `Store.create_or_open`."""
+    return Store.create_or_open(path, config.volumes, **asdict(config.storage))
 
 
-def plan(
-    sources: Sequence[Path], path: Path, config: Config, *, layout: str = "auto", limit: int | None = None
-) -> list[PlanItem]:
-    """Say what a build would do with each case, without writing anything; arguments as of `build_store`.
-
-    Raises:
-        RefusedError: As `build_store`; E_CONFIG also when the store has another recipe.
-    """
-    datasets = survey(sources, layout=layout, follow_links=config.sources.follow_links)
-    cases = _cases(datasets, config)[:limit]
-    known: dict[str, VolumeRecord | Quarantined] = {}
-    if (path / MARKER).exists():
-        with Store(path) as store:
-            store.require_recipe(config.volumes)
-            known |= {row.case: row for row in store.quarantined()}
-            known |= {record.volume: record for record in store.records()}
-    empty = [PlanItem(dataset.name, "quarantine", _no_scan(dataset)) for dataset in datasets if not dataset.cases]
-    return [_plan(case, known.get(case.id), config.volumes) for case in cases] + empty
-
-
-def _plan(case: Case, known: VolumeRecord | Quarantined | None, recipe: Recipe) -> PlanItem:
-    try:
-        item = identify(case, recipe)[2]
-    except CaseError as error:
-        return PlanItem(case.id, "quarantine", _below_root(error.message, case))
-    if known is None:
-        return PlanItem(case.id, "build", "not in the store")
-    if isinstance(known, Quarantined):
-        return PlanItem(case.id, "build", f"was refused with {known.code}, and is tried again")
-    if known.item_digest != item:
-        return PlanItem(case.id, "build", "the scan, its label map or its facts changed")
-    return PlanItem(case.id, "keep", "up to date")
-
-
-def _cases(datasets: Sequence[Dataset], config: Config) -> list[Case]:
+def cases_of(datasets: Sequence[Dataset], config: Config) -> list[Case]:
     """The cases of some datasets, with the settings' word for what they do not say themselves."""
     return [
         replace(
@@ -175,14 +133,15 @@ def commit_volumes(
     if workers is None:
         workers = len(os.sched_getaffinity(0))
     report("begin", stage="volumes", cases=len(cases))
-    for case, outcome in prepare_all(cases, store.recipe, known, workers=min(workers, len(cases))):
+    outcomes = prepare_all(cases, store.recipe, known, workers=min(workers, len(cases)), layout=store.volumes.layout)
+    for case, outcome in outcomes:
         check()
         if isinstance(outcome, CaseError):
             if strict:
-                message = _below_root(outcome.message, case)
+                message = below_root(outcome.message, case)
                 raise RefusedError(outcome.code, f"case {case.id}: {message}", hint=outcome.hint)
             refused += 1
-            message = _below_root(f"{outcome.message}; {outcome.hint}", case)
+            message = below_root(f"{outcome.message}; {outcome.hint}", case)
             row = Quarantined(case.id, case.source, outcome.code, message)
             if row not in quarantined:
                 store.commit_quarantine(row)
@@ -192,7 +151,7 @@ def commit_volumes(
             built += 1
             report("committed", volume=case.id, stage="volumes")
             for code, message in outcome.warnings:
-                report("warning", code=code, volume=case.id, message=_below_root(message, case))
+                report("warning", code=code, volume=case.id, message=below_root(message, case))
         else:
             report("up to date", volume=case.id, stage="volumes")
     for volumes in duplicates(store):
@@ -217,7 +176,7 @@ def refuse_empty(store: Store, datasets: Sequence[Dataset], *, strict: bool, rep
     """
     quarantined = store.quarantined()
     for dataset in datasets:
-        message = _no_scan(dataset)
+        message = no_scan(dataset)
         row = Quarantined(safe_id(dataset.name), dataset.name, "E_FORMAT", message)
         if dataset.cases and row in quarantined:
             store.lift_quarantine(row.case)
@@ -231,11 +190,12 @@ def refuse_empty(store: Store, datasets: Sequence[Dataset], *, strict: bool, rep
     return sum(not dataset.cases for dataset in datasets)
 
 
-def _no_scan(dataset: Dataset) -> str:
+def no_scan(dataset: Dataset) -> str:
+    """Why a place without scans is quarantined."""
     return f"no scan found in {dataset.name} (layout {dataset.layout})"
 
 
-def _below_root(message: str, case: Case) -> str:
+def below_root(message: str, case: Case) -> str:
     """Name files relative to the dataset's folder: a whole path may tell more than it should."""
     for folder in (case.root, case.root.parent):
         message = message.replace(f"{folder}{os.sep}", "")

@@ -32,6 +32,21 @@ class SourcesConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class StorageConfig:
+    """How the store is kept, whatever is in it.
+
+    `layout` is for a new store; `change_recipe` redoes the volumes of a store that was built by other settings of
+    `volumes`; `wait_s` is how long to wait for another builder; `allow_network` is the user's word that no other
+    machine writes to a store on a network file system.
+    """
+
+    layout: Literal["compact", "uncompressed"] = "compact"
+    change_recipe: bool = False
+    wait_s: Annotated[float, Ge(0)] = 0.0
+    allow_network: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
 class CaptionsConfig:
     """Who writes the captions, and whether label maps may be used for them.
 
@@ -132,6 +147,7 @@ class Config:
 
     seed: int = 0
     sources: SourcesConfig = dataclasses.field(default_factory=SourcesConfig)
+    storage: StorageConfig = dataclasses.field(default_factory=StorageConfig)
     volumes: Recipe = dataclasses.field(default_factory=Recipe)
     captions: CaptionsConfig = dataclasses.field(default_factory=CaptionsConfig)
     teacher: TeacherConfig = dataclasses.field(default_factory=TeacherConfig)

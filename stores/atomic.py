@@ -55,8 +55,17 @@ def write_file(path: Path, write: Callable[[Path], object]) -> None:
         _fsync(path.parent)
 
 
-def write_folder(path: Path, fill: Callable[[Path], object]) -> None:
-    """Let `fill` write a whole folder aside, make it durable and move it to `path`, replacing what is there."""
+def write_folder(path: Path, fill: Callable[[Path], object], *, replace: bool = True) -> bool:
+    """Let `fill` write a whole folder aside, make it durable and move it to `path`.
+
+    Args:
+        path: Where the folder shall be.
+        fill: Writes its content into the folder it is given.
+        replace: Take the place of what is there; else leave alone what another process made there meanwhile.
+
+    Returns:
+        Whether `path` is the folder that was written.
+    """
     temporary = path.with_name(f"{TEMPORARY}{os.getpid()}-{path.name}")
     with disk_errors(path):
         try:
@@ -65,16 +74,21 @@ def write_folder(path: Path, fill: Callable[[Path], object]) -> None:
             fill(temporary)
             for entry in (*temporary.rglob("*"), temporary):
                 _fsync(entry)
-            if path.exists():
+            if replace and path.exists():
                 retired = path.with_name(f"{TEMPORARY}{os.getpid()}-old-{path.name}")
                 path.replace(retired)
                 temporary.replace(path)
                 shutil.rmtree(retired)
             else:
-                temporary.replace(path)
+                temporary.rename(path)
+        except OSError as error:
+            if not replace and error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+                return False
+            raise
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
         _fsync(path.parent)
+    return True
 
 
 def sweep(folder: Path) -> int:

@@ -6,7 +6,7 @@ import struct
 import threading
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,7 +18,9 @@ from stores.atomic import disk_errors
 from stores.errors import DamagedError, ResourceError
 from stores.recipe import canonical_json
 
-TABLES: Final = ("meta", "volumes", "captions", "embedded", "rows", "quarantine")
+TABLES: Final = ("meta", "volumes", "captions", "embedded", "rows", "quarantine", "index")
+INDEXED: Final = frozenset({"volumes", "embedded"})  # what the index is made of: a write to them empties it
+MAX_READERS: Final = 1022
 MAP_SIZE: Final = 1 << 40  # address space, not disk: the file grows with what is written
 _META: Final = struct.Struct("<16xIIQQI44x48xQQ")  # LMDB meta page: magic, version, .., page size, .., last page, txn
 _MAGIC: Final = 0xBEEFC0DE
@@ -42,13 +44,35 @@ class Database:
                 self._environment = lmdb.open(
                     os.fspath(folder), map_size=MAP_SIZE, max_dbs=len(TABLES), readonly=readonly, subdir=True,
                     create=not readonly, lock=not readonly or os.access(folder, os.W_OK), max_spare_txns=2,
+                    max_readers=MAX_READERS,
                 )  # fmt: skip
                 self._environment.reader_check()
-                self._tables = {name: self._environment.open_db(name.encode()) for name in TABLES}
+                self._tables = dict(self._open_tables(create=not readonly))
+        except lmdb.MemoryError as error:
+            message = f"no address space for {folder}: {error}"
+            raise ResourceError("E_MEMORY", message, hint="raise the limit of virtual memory (ulimit -v)") from error
         except lmdb.Error as error:
             raise DamagedError("E_STORE", f"cannot open {folder}: {error}", hint="run m3di verify") from error
         self._process = os.getpid()
         self._lock = threading.Lock()
+        self._snapshots: list[Snapshot] = []
+
+    def _open_tables(self, *, create: bool) -> Iterator[tuple[str, Any]]:
+        for name in TABLES:
+            with suppress(lmdb.NotFoundError):  # a store of an older format version, opened for reading
+                yield name, self._environment.open_db(name.encode(), create=create)
+
+    @property
+    def transaction(self) -> int:
+        """Number of the newest committed transaction; it only grows."""
+        return int(self._environment.info()["last_txnid"])
+
+    def snapshot(self) -> "Snapshot":
+        """A consistent view that stays, for as long as the database is open."""
+        self._check_process()
+        snapshot = Snapshot(self._environment.begin(buffers=True), self._tables)
+        self._snapshots.append(snapshot)
+        return snapshot
 
     @contextmanager
     def reading(self) -> Iterator["Transaction"]:
@@ -76,7 +100,10 @@ class Database:
             ) from error  # fmt: skip
 
     def close(self) -> None:
-        """Release the environment."""
+        """Release the environment; its snapshots can no longer be read."""
+        for snapshot in self._snapshots:
+            snapshot.close()
+        self._snapshots.clear()
         self._environment.close()
 
     def _check_process(self) -> None:
@@ -94,25 +121,36 @@ class Transaction:
         self._transaction = transaction
         self._tables = tables
 
-    def get(self, table: str, key: bytes) -> memoryview | None:
+    def get(self, table: str, key: bytes, *, verified: bool = True) -> memoryview | None:
         """Return the payload under `key`, its checksum verified; None when there is no such key.
+
+        Args:
+            table: Name of the table.
+            key: The key.
+            verified: Verify the checksum; False only for what carries checksums of its own that the caller verifies.
 
         Raises:
             DamagedError: E_CORRUPT, when the checksum does not fit.
         """
-        value = self._transaction.get(key, db=self._tables[table])
-        return None if value is None else _payload(table, key, value)
+        value = self._transaction.get(key, db=self._tables[table]) if table in self._tables else None
+        if value is None:
+            return None
+        return _payload(table, key, value) if verified else value[4:]
 
     def put(self, table: str, key: bytes, payload: bytes) -> None:
         """Write `payload` under `key`."""
+        self._touch(table)
         self._transaction.put(key, checksum(key, payload) + payload, db=self._tables[table])
 
     def delete(self, table: str, key: bytes) -> None:
         """Remove `key` if it is there."""
+        self._touch(table)
         self._transaction.delete(key, db=self._tables[table])
 
     def keys(self, table: str, prefix: bytes = b"") -> Iterator[bytes]:
         """Keys that start with `prefix`, ascending, without touching their values."""
+        if table not in self._tables:
+            return
         cursor = self._transaction.cursor(db=self._tables[table])
         if not cursor.set_range(prefix):
             return
@@ -120,6 +158,26 @@ class Transaction:
             if not bytes(key).startswith(prefix):
                 return
             yield bytes(key)
+
+    def heads(self, table: str) -> list[str]:
+        """The distinct first parts, up to the slash, of a table's keys; without walking over all of them."""
+        found: list[str] = []
+        cursor = self._transaction.cursor(db=self._tables[table])
+        after = b""
+        while cursor.set_range(after):
+            head = bytes(cursor.key()).partition(b"/")[0]
+            found.append(head.decode())
+            after = head + b"0"  # the byte after the slash
+        return found
+
+    def count(self, table: str) -> int:
+        """How many keys a table has."""
+        return int(self._transaction.stat(self._tables[table])["entries"]) if table in self._tables else 0
+
+    def _touch(self, table: str) -> None:
+        """Empty the index before what it is made of changes."""
+        if table in INDEXED and self.count("index"):
+            self._transaction.drop(self._tables["index"], delete=False)
 
     def get_json(self, table: str, key: bytes) -> Any:
         """Return the JSON value under `key`; None when there is no such key."""
@@ -129,6 +187,35 @@ class Transaction:
     def put_json(self, table: str, key: bytes, value: object) -> None:
         """Write a JSON value in its canonical form, deflated."""
         self.put(table, key, zlib.compress(canonical_json(value)))
+
+
+class Snapshot:
+    """A read transaction that stays open, so that what it has found stays where it is.
+
+    Args:
+        transaction: An LMDB read transaction with buffers.
+        tables: Its tables.
+    """
+
+    def __init__(self, transaction: Any, tables: dict[str, Any]) -> None:
+        self._transaction = transaction
+        self._reader = Transaction(transaction, tables)
+        self._lock = threading.RLock()
+        self._open = True
+
+    @contextmanager
+    def reading(self) -> Iterator[Transaction]:
+        """Keep the map in place while views of it are read; they must not be touched afterwards."""
+        with self._lock:
+            if not self._open:
+                raise ValueError("the store is closed")
+            yield self._reader
+
+    def close(self) -> None:
+        """End the transaction, once nobody reads."""
+        with self._lock:
+            self._open = False
+            self._transaction.abort()
 
 
 def checksum(key: bytes, payload: bytes | memoryview) -> bytes:

@@ -1,7 +1,9 @@
-"""Which volumes and slices a reader may ask for, as a few numpy arrays: 48 bytes of bitmap a volume of 128^3."""
+"""Which volumes and slices a reader may ask for, as a few numpy arrays: under 100 bytes a volume of 128^3."""
 
-from collections.abc import Sequence
+import io
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -9,11 +11,51 @@ import numpy.typing as npt
 from stores.records import VolumeRecord
 
 Indices = npt.NDArray[np.int64]
+SEGMENT: Final = 1 << 16  # volumes in one stored piece of an index
+
+
+class Names(Sequence[str]):
+    """Many short names in two arrays: a Python string each would take three times the memory.
+
+    Args:
+        letters: The names' ASCII bytes, one after another.
+        ends: (n,) where each name ends.
+    """
+
+    def __init__(self, letters: npt.NDArray[np.uint8], ends: npt.NDArray[np.uint32]) -> None:
+        self.letters = letters
+        self.ends = ends
+
+    @classmethod
+    def of(cls, names: Sequence[str]) -> "Names":
+        """Pack some names."""
+        encoded = [name.encode() for name in names]
+        ends = np.cumsum([len(name) for name in encoded], dtype=np.uint32) if encoded else np.zeros(0, np.uint32)
+        return cls(np.frombuffer(b"".join(encoded), np.uint8), ends)
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    def __getitem__(self, position: int) -> str:  # type: ignore[override]
+        if not 0 <= position < len(self):
+            raise IndexError(position)
+        start = self.ends[position - 1] if position else 0
+        return self.letters[start : self.ends[position]].tobytes().decode()
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and list(self) == list(other)
+
+    def __hash__(self) -> int:
+        return hash(tuple(self))
+
+    def select(self, positions: Sequence[int]) -> "Names":
+        """Some of the names, in the order given."""
+        return Names.of([self[position] for position in positions])
 
 
 @dataclass(frozen=True, eq=False)
 class StoreIndex:
-    """The volumes of a store that have rows of one teacher, sorted by id.
+    """The volumes of a store that have rows of one row set, sorted by id.
 
     Attributes:
         volumes: Ids.
@@ -23,9 +65,9 @@ class StoreIndex:
         valid: (n, 3, ceil(J / 8)) packed bits: the slices that have rows.
     """
 
-    volumes: tuple[str, ...]
-    subjects: tuple[str, ...]
-    datasets: tuple[str, ...]
+    volumes: Names
+    subjects: Names
+    datasets: Names
     slots: Indices
     valid: npt.NDArray[np.uint8]
 
@@ -35,11 +77,36 @@ class StoreIndex:
         ordered = sorted(records, key=lambda record: record.volume)
         packed = [[np.frombuffer(bytes.fromhex(plane), np.uint8) for plane in r.valid] for r in ordered]
         return cls(
-            volumes=tuple(record.volume for record in ordered),
-            subjects=tuple(record.subject for record in ordered),
-            datasets=tuple(record.dataset for record in ordered),
+            volumes=Names.of([record.volume for record in ordered]),
+            subjects=Names.of([record.subject for record in ordered]),
+            datasets=Names.of([record.dataset for record in ordered]),
             slots=np.array([record.slot for record in ordered], np.int64),
             valid=np.array(packed, np.uint8) if ordered else np.zeros((0, 3, 0), np.uint8),
+        )
+
+    def segments(self) -> Iterator[bytes]:
+        """The index in pieces of `SEGMENT` volumes: npz files without pickled objects."""
+        for start in range(0, len(self), SEGMENT):
+            part = self.select(range(start, min(start + SEGMENT, len(self))))
+            file = io.BytesIO()
+            names = {
+                f"{field}_{array}": getattr(getattr(part, field), array)
+                for field in ("volumes", "subjects", "datasets")
+                for array in ("letters", "ends")
+            }
+            np.savez(file, slots=part.slots, valid=part.valid, **names)
+            yield file.getvalue()
+
+    @classmethod
+    def join(cls, segments: Sequence[bytes]) -> "StoreIndex":
+        """Undo `segments`."""
+        parts = [np.load(io.BytesIO(segment), allow_pickle=False) for segment in segments]
+        return cls(
+            volumes=_joined(parts, "volumes"),
+            subjects=_joined(parts, "subjects"),
+            datasets=_joined(parts, "datasets"),
+            slots=np.concatenate([part["slots"] for part in parts]),
+            valid=np.concatenate([part["valid"] for part in parts]),
         )
 
     def __len__(self) -> int:
@@ -48,9 +115,9 @@ class StoreIndex:
     def select(self, positions: Sequence[int]) -> "StoreIndex":
         """The index of some of the volumes, in the order given."""
         return StoreIndex(
-            volumes=tuple(self.volumes[i] for i in positions),
-            subjects=tuple(self.subjects[i] for i in positions),
-            datasets=tuple(self.datasets[i] for i in positions),
+            volumes=self.volumes.select(positions),
+            subjects=self.subjects.select(positions),
+            datasets=self.datasets.select(positions),
             slots=self.slots[list(positions)],
             valid=self.valid[list(positions)],
         )
@@ -83,3 +150,10 @@ class StoreIndex:
                 f"of {self.volumes[volumes[row]]} has no row"
             )
         return np.cumsum(bits, axis=-1)[rows, planes, slices] - 1
+
+
+def _joined(parts: Sequence[Any], field: str) -> Names:
+    letters = [part[f"{field}_letters"] for part in parts]
+    begins = np.cumsum([0, *(len(piece) for piece in letters[:-1])])
+    ends = [part[f"{field}_ends"] + np.uint32(begin) for part, begin in zip(parts, begins, strict=True)]
+    return Names(np.concatenate(letters), np.concatenate(ends))

@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 RENDERING_VERSION = 2  # raise whenever the same recipe and source would give other cube or slice bytes
@@ -34,10 +35,15 @@ class Recipe:
     labels: bool = False
     rendering_version: int = RENDERING_VERSION
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """Hex digest of the canonical JSON."""
         return digest_of(asdict(self))
+
+    @cached_property
+    def slices_digest(self) -> str:
+        """Hex digest of what determines the slice images: everything but whether label maps are kept."""
+        return digest_of({name: value for name, value in asdict(self).items() if name != "labels"})
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON-ready values."""

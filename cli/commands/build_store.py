@@ -36,7 +36,7 @@ def build_store(
     ] = False,
 ) -> None:
     """Turn scans into a feature store: cubes, slices, captions and embeddings. A rerun continues."""
-    from m3di import build
+    from m3di import build, plan
 
     output = common.output
     config = common.load_config(
@@ -44,9 +44,10 @@ def build_store(
     )
     sources, path = source_paths(source), store_path(store)
     if dry_run:
-        plan = build.plan(sources, path, config, layout=layout, limit=limit)
-        rows = [(item.case, item.action, item.reason) for item in plan]
-        output.result("plan", {"items": [asdict(item) for item in plan]}, table(("case", "action", "reason"), rows))
+        items = plan.plan(sources, path, config, layout=layout, limit=limit)
+        rows = [(item.case, item.stage, item.action, item.reason) for item in items]
+        shown = table(("case", "stage", "action", "reason"), rows)
+        output.result("plan", {"items": [asdict(item) for item in items]}, shown)
         return
     summary = build.build_store(
         sources, path, config,

@@ -17,15 +17,15 @@ def verify(
     quick: Annotated[bool, typer.Option("--quick", help="compare sizes, do not read every byte")] = False,
 ) -> None:
     """Read a store and name every damaged, missing or surplus item: exit 0 when sound, else 4."""
-    from stores import Store
-    from stores.maintenance import verify as find_problems
+    from stores.verification import verify as find_problems
 
-    with Store(store_path(store)) as opened:
-        num_volumes = len(opened.volume_names())
-        problems = list(find_problems(opened, quick=quick))
+    problems = list(find_problems(store_path(store), quick=quick))
     rows = [(problem.kind, problem.item, problem.message) for problem in problems]
-    data = {"volumes": num_volumes, "problems": [asdict(problem) for problem in problems]}
-    summary = f"{num_volumes} volumes, {len(problems)} problems" if problems else f"{num_volumes} volumes, sound"
+    serious = sum(problem.serious for problem in problems)
+    data = {"sound": not serious, "problems": [asdict(problem) for problem in problems]}
+    summary = f"{serious} items damaged or missing" if serious else "sound"
+    if len(problems) > serious:
+        summary += f"; {len(problems) - serious} surplus or not finished"
     common.output.result("verify", data, *([table(("kind", "item", "what"), rows)] if rows else []), summary)
-    if problems:
+    if serious:
         raise typer.Exit(PROBLEMS)

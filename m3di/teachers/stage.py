@@ -11,13 +11,14 @@ from m3di.events import Report
 from m3di.tasks.split import nested_order, share_of
 from m3di.teachers.clip import Teacher, load_teacher, save_teacher
 from m3di.teachers.describe import Captioner, Describer, SliceFacts
+from m3di.teachers.identity import captioner_fingerprint, captions_of, described, structure_names, teacher_request
 from m3di.teachers.tuning import HeadFit, fit_heads, retrieval_card
 from m3di.training.runtime import pick_device, prepare_process
 from m3di.volumes.cases import Case
 from stores import Store
 from stores.errors import DamagedError
 from stores.geometry import NORMAL_AXIS, PLANES
-from stores.recipe import Recipe, digest_of
+from stores.recipe import Recipe
 from stores.records import Captions, VolumeRecord
 
 Check = Callable[[], None]
@@ -25,17 +26,19 @@ Check = Callable[[], None]
 
 def caption_volumes(store: Store, cases: Sequence[Case], config: Config, *, report: Report, check: Check) -> int:
     """Caption the volumes whose captions are not up to date; returns how many."""
-    structures = _structure_names(cases) if config.captions.structures else {}
+    structures = structure_names(cases) if config.captions.structures else {}
     captioner = Describer()
     fingerprint = captioner_fingerprint(captioner, config)
     store.commit_facts("captioner", fingerprint, {"name": "describe", "structures": config.captions.structures})
-    stale = [r for r in store.records() if not _captions_current(store, fingerprint, r)]
+    stale = [r for r in store.records() if captions_of(store, fingerprint, r, config, structures) is None]
     report("begin", stage="captions", volumes=len(stale))
     for record in stale:
         check()
         texts = [_describe_plane(store, captioner, record, plane, structures) for plane in range(len(PLANES))]
         store.commit_captions(
-            fingerprint, record.volume, Captions(record.item_digest, (texts[0], texts[1], texts[2]))
+            fingerprint,
+            record.volume,
+            Captions(described(store, record, config, structures), (texts[0], texts[1], texts[2])),
         )
         report("committed", volume=record.volume, stage="captions")
     return len(stale)
@@ -44,7 +47,7 @@ def caption_volumes(store: Store, cases: Sequence[Case], config: Config, *, repo
 def ensure_teacher(store: Store, config: Config, *, device: str, report: Report) -> str:
     """Fingerprint of the store's frozen teacher for these settings; fitted and kept when there is none yet."""
     captioner = captioner_fingerprint(Describer(), config)
-    request = digest_of({"teacher": config.to_dict()["teacher"], "captioner": captioner, "seed": config.seed})
+    request = teacher_request(config, captioner)
     known = store.facts("request", request)
     if known is None:
         prepare_process()
@@ -64,7 +67,7 @@ def embed_volumes(
     for record in store.records():
         captions = _captions(store, captioner, record)
         rows = store.rows_record(fingerprint, record.volume)
-        if rows is None or (rows.item_digest, rows.captions_digest) != (record.item_digest, captions.digest):
+        if rows is None or not store.rows_are_current(rows, record) or rows.captions_digest != captions.digest:
             stale.append((record, captions))
     report("begin", stage="embeddings", volumes=len(stale))
     teacher = kept_teacher(store, fingerprint, device=device) if stale else None
@@ -72,7 +75,7 @@ def embed_volumes(
         check()
         assert teacher is not None
         planes = [_embed_plane(store, teacher, record, captions, plane) for plane in range(len(PLANES))]
-        store.commit_rows(fingerprint, record, captions, planes)
+        store.commit_rows(fingerprint, record, planes, captions_digest=captions.digest)
         report("committed", volume=record.volume, stage="embeddings")
     store.commit_current(teacher=fingerprint, captioner=captioner)
     return len(stale)
@@ -106,11 +109,6 @@ def slice_position(record: VolumeRecord, recipe: Recipe, plane: int, index: int)
     return float(np.clip((index - start + 0.5) / (stop - start), 0, 1))
 
 
-def captioner_fingerprint(captioner: Captioner, config: Config) -> str:
-    """Identity of the captions: the captioner and whether it was told of label maps."""
-    return digest_of({"captioner": captioner.fingerprint, "structures": config.captions.structures})
-
-
 def _describe_plane(
     store: Store, captioner: Captioner, record: VolumeRecord, plane: int, structures: dict[str, dict[int, str]]
 ) -> tuple[str, ...]:
@@ -131,20 +129,6 @@ def _present(label: np.ndarray, names: dict[int, str]) -> tuple[str, ...]:
     return tuple(names[int(value)] for value in largest if value and int(value) in names)
 
 
-def _structure_names(cases: Sequence[Case]) -> dict[str, dict[int, str]]:
-    """Label names of each dataset that has some."""
-    names: dict[str, dict[int, str]] = {}
-    for case in cases:
-        if case.label is not None:
-            names.setdefault(case.dataset, {}).update(case.label.names)
-    return names
-
-
-def _captions_current(store: Store, fingerprint: str, record: VolumeRecord) -> bool:
-    captions = store.captions(fingerprint, record.volume)
-    return captions is not None and captions.item_digest == record.item_digest
-
-
 def _captions(store: Store, captioner: str, record: VolumeRecord) -> Captions:
     captions = store.captions(captioner, record.volume)
     if captions is None:
@@ -157,9 +141,16 @@ def _embed_plane(store: Store, teacher: Teacher, record: VolumeRecord, captions:
     texts = captions.texts[plane]
     if not texts:
         return np.zeros((0, 2, teacher.embedding_dim), np.float16)
-    image = teacher.encode_image(torch.from_numpy(slice_images(store, record, plane)))
-    text = teacher.encode_text(texts)
-    return torch.stack([image, text], dim=1).cpu().numpy().astype(np.float16)
+    known = store.rows_record(teacher.fingerprint, record.volume)
+    if known is not None and store.rows_are_current(known, record):  # other captions of the same slices
+        image = store.plane_rows(teacher.fingerprint, record.volume, plane)[:, 0]
+    else:
+        image = _halves(teacher.encode_image(torch.from_numpy(slice_images(store, record, plane))))
+    return np.stack([image, _halves(teacher.encode_text(texts))], axis=1)
+
+
+def _halves(rows: torch.Tensor) -> np.ndarray:
+    return rows.cpu().numpy().astype(np.float16)
 
 
 def _fit(store: Store, config: Config, captioner: str, *, device: str, report: Report) -> Teacher:

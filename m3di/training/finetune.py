@@ -14,6 +14,7 @@ from m3di.evaluation.metrics import dice_per_class
 from m3di.events import Report
 from m3di.networks.registry import SEGMENTATION, create_segmentation
 from m3di.networks.segmentation import SegmentationNetwork
+from m3di.signals import stop_on_signals
 from m3di.tasks.data import TaskData, open_task, prepare_task
 from m3di.tasks.registry import SegmentationTask, load_task
 from m3di.tasks.split import SHARES, nested_order, split_subjects
@@ -91,7 +92,7 @@ def finetune(
     start = _start(config, init)
     name = network or _fitting_network(start.encoder["name"])
     store_path = prepare_task(task, start.recipe, run.parent / ".data", report=report)
-    with Store(store_path) as store, runtime.stop_on_signals() as stop:
+    with Store(store_path) as store, stop_on_signals() as stop:
         cubes = open_task(task, store)
         train, validation, test = split_task(cubes, config)
         model = _build(name, start, len(cubes.class_values), config).to(place)

@@ -15,6 +15,7 @@ from m3di.evaluation.retrieval import RetrievalScores, held_out_slices, score_re
 from m3di.events import Report
 from m3di.networks.psat import PlaneSliceAwareTransformer
 from m3di.networks.registry import create_encoder
+from m3di.signals import stop_on_signals
 from m3di.tasks.split import share_of
 from m3di.training import checkpoint, runtime
 from m3di.training.augment import jitter_intensity
@@ -85,7 +86,7 @@ def pretrain(
     settings = config.pretrain
     place = runtime.pick_device(device)
     runtime.prepare_process()
-    with Store(store_path) as store, runtime.stop_on_signals() as stop:
+    with Store(store_path) as store, stop_on_signals() as stop:
         embeddings = store.embeddings(store.current()["teacher"])
         train, held_out = split_store(embeddings, config)
         reader = BatchReader(store.volumes, train, pinned=place.type == "cuda")

@@ -18,6 +18,7 @@ from threadpoolctl import threadpool_limits
 
 from m3di.volumes.cases import Case
 from m3di.volumes.prepare import Prepared, prepare
+from stores.chunks import LAYOUTS, Layout
 from stores.errors import CaseError, ResourceError
 from stores.recipe import Recipe
 
@@ -28,7 +29,12 @@ Call = Callable[[], Prepared | None]
 
 
 def prepare_all(
-    cases: Iterable[Case], recipe: Recipe, known: Mapping[str, str], *, workers: int
+    cases: Iterable[Case],
+    recipe: Recipe,
+    known: Mapping[str, str],
+    *,
+    workers: int,
+    layout: Layout = LAYOUTS["compact"],
 ) -> Iterator[tuple[Case, Outcome]]:
     """Prepare cases in worker processes.
 
@@ -39,6 +45,7 @@ def prepare_all(
         cases: What to prepare.
         recipe: How.
         known: Item digests of what is up to date, by case id.
+        layout: How chunks are compressed.
         workers: Processes; 0 prepares in this one, unprotected.
 
     Yields:
@@ -48,7 +55,7 @@ def prepare_all(
         ResourceError: E_MEMORY.
     """
     calls: Iterator[tuple[Case, Call]] = (
-        (case, partial(prepare, case, recipe, known.get(case.id, ""))) for case in cases
+        (case, partial(prepare, case, recipe, known.get(case.id, ""), layout)) for case in cases
     )
     if not workers:
         for case, call in calls:

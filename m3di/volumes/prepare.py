@@ -7,10 +7,11 @@ import numpy as np
 
 from m3di.volumes import preprocess, readers, slices
 from m3di.volumes.cases import Case
+from stores.chunks import LAYOUTS, Chunk, Layout
 from stores.geometry import PLANES
-from stores.recipe import Recipe, digest_of
-from stores.records import VolumeRecord, pack_bits
-from stores.volumes import Chunk, encode_parts
+from stores.recipe import Recipe
+from stores.records import VolumeRecord, facts_of, item_digest, pack_bits
+from stores.volumes import encode_parts
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class Prepared:
     warnings: tuple[tuple[str, str], ...] = ()
 
 
-def prepare(case: Case, recipe: Recipe, known: str) -> Prepared | None:
+def prepare(case: Case, recipe: Recipe, known: str, layout: Layout = LAYOUTS["compact"]) -> Prepared | None:
     """Turn one case into a record and arrays; None when the item digest is `known` already.
 
     Raises:
@@ -71,7 +72,7 @@ def prepare(case: Case, recipe: Recipe, known: str) -> Prepared | None:
         num_non_finite=volume.num_non_finite,
         num_padding=volume.num_padding,
     )
-    return Prepared(record, encode_parts(parts, recipe), tuple(warnings))
+    return Prepared(record, encode_parts(parts, recipe, layout), tuple(warnings))
 
 
 def _warnings(volume: readers.Volume) -> list[tuple[str, str]]:
@@ -95,19 +96,10 @@ def identify(case: Case, recipe: Recipe) -> tuple[str, str, str]:
     return (
         source,
         label,
-        digest_of({"source": source, "label": label, "recipe": recipe.digest, "facts": _facts(case)}),
+        item_digest(source, label, recipe, facts_of(case)),
     )
 
 
 def slice_positions(recipe: Recipe) -> np.ndarray:
     """Positions of the cube at which slices are rendered: the middle of each stride."""
     return np.arange(recipe.slice_stride // 2, recipe.cube_size, recipe.slice_stride)
-
-
-def _facts(case: Case) -> dict[str, str]:
-    return {
-        "subject": case.subject,
-        "dataset": case.dataset,
-        "modality": case.modality,
-        "body_part": case.body_part,
-    }

@@ -7,7 +7,7 @@ import numpy as np
 from stores import Store
 from stores.geometry import PLANES, Geometry
 from stores.recipe import Recipe
-from stores.records import Captions, VolumeRecord, pack_bits
+from stores.records import Captions, VolumeRecord, facts_of, item_digest, pack_bits
 from stores.volumes import encode_parts
 
 RECIPE = Recipe(cube_size=16, slice_size=8, slice_stride=2, labels=True)
@@ -23,7 +23,8 @@ def record(volume, *, blank=3, **changes):
         label_digest="", item_digest="i" + volume, slot=-1, source=Geometry((4, 5, 6), np.diag([1.0, 2, 3, 1])),
         valid=(pack_bits(valid[0]), pack_bits(valid[1]), pack_bits(valid[2])),
     )  # fmt: skip
-    return replace(base, **changes)
+    changed = replace(base, **changes)
+    return replace(changed, item_digest=item_digest(changed.source_digest, "", RECIPE, facts_of(changed)))
 
 
 def parts(seed):
@@ -53,7 +54,7 @@ def fill(store, names):
         committed = store.commit_volume(record(name, blank=seed % 5), chunks(seed))
         captions = captions_of(committed)
         store.commit_captions(CAPTIONER, name, captions)
-        store.commit_rows(TEACHER, committed, captions, rows_of(committed, seed))
+        store.commit_rows(TEACHER, committed, rows_of(committed, seed), captions_digest=captions.digest)
     store.commit_current(teacher=TEACHER, captioner=CAPTIONER)
 
 

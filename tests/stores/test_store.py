@@ -40,10 +40,10 @@ def test_a_replaced_volume_gets_a_new_slot_and_its_old_chunks_go(tmp_path):
     with Store.create_or_open(tmp_path / "s", RECIPE) as store:
         fill(store, ["v0", "v1"])
         old = store.record("v0").slot
-        new = store.commit_volume(record("v0", item_digest="other"), chunks(7))
+        new = store.commit_volume(record("v0", source_digest="other"), chunks(7))
         assert new.slot not in (old, store.record("v1").slot)
         assert not store.volumes.chunk_path("image", old).exists()
-        assert store.embeddings(TEACHER).index.volumes == ("v1",), "rows of the old volume are out of date"
+        assert store.embeddings(TEACHER).index.volumes == ["v1"], "rows of the old volume are out of date"
 
 
 def test_an_interrupted_write_is_swept_at_the_next_open_for_writing(tmp_path):
@@ -90,7 +90,7 @@ def test_a_folder_that_is_no_store_is_left_alone(tmp_path):
 def test_a_newer_format_is_refused_by_version(tmp_path):
     path = build(tmp_path / "s", 1)
     marker = path / "m3di-store.json"
-    marker.write_text(marker.read_text().replace('"version": 1,', '"version": 2,', 1))
+    marker.write_text(marker.read_text().replace('"version": 2,', '"version": 3,', 1))
     with pytest.raises(DamagedError, match="E_VERSION"):
         Store(path)
 
