@@ -93,6 +93,7 @@ class PretrainConfig:
     """Pretraining: sizes, optimiser, schedule, and how often to look, log and save (in steps)."""
 
     slices_per_volume: Positive = 8
+    plane_weights: tuple[Annotated[float, Ge(0)], Annotated[float, Ge(0)], Annotated[float, Ge(0)]] = (1.0, 1.0, 1.0)
     batch_size: Positive = 32
     epochs: Positive = 300
     max_steps: Positive | None = None

@@ -76,28 +76,35 @@ def encode_chunk(part: Array, layout: Layout) -> Chunk:
         body = bytes(blosc.compress(whole, layout.cname.encode(), layout.clevel, layout.shuffle))
     else:
         body = whole.tobytes()
-    payload = body + google_crc32c.value(body).to_bytes(CHECKSUM, "little")
-    return Chunk(payload, StoredObject(len(payload), hashlib.sha256(payload).hexdigest()))
+    checksum = google_crc32c.value(body)
+    payload = body + checksum.to_bytes(CHECKSUM, "little")
+    return Chunk(payload, StoredObject(len(payload), hashlib.sha256(payload).hexdigest(), checksum))
 
 
-def read_chunk(path: Path, part: Array, layout: Layout) -> None:
+def read_chunk(path: Path, part: Array, layout: Layout, *, checksum: int = -1) -> None:
     """Read a chunk file into `part` (C-contiguous, of the array's shape and type), its checksum verified.
+
+    Args:
+        path: The chunk file.
+        part: Where to.
+        layout: How it is compressed.
+        checksum: What its record says that it ends with, so that no other chunk passes for it; -1 if unknown.
 
     Raises:
         DamagedError: E_MISSING or E_CORRUPT, naming the file.
     """
     try:
-        if layout.cname:
-            _decode(np.fromfile(path, np.uint8), part, path)
-        else:
-            _copy(path, part)
+        found = _decode(np.fromfile(path, np.uint8), part, path) if layout.cname else _copy(path, part)
     except FileNotFoundError as error:
         raise DamagedError("E_MISSING", f"chunk {path} is missing", hint="run m3di verify") from error
     except OSError as error:
         raise _corrupt(path, f"cannot be read: {error.strerror}") from error
+    if checksum not in (-1, found):
+        raise _corrupt(path, "is whole, but not the one that was written: it is another volume's, or an older one")
 
 
-def _decode(payload: npt.NDArray[np.uint8], part: Array, path: Path) -> None:
+def _decode(payload: npt.NDArray[np.uint8], part: Array, path: Path) -> int:
+    """Decode a chunk; returns its checksum, verified."""
     body = payload[:-CHECKSUM]
     # blosc's header is 16 bytes, which hold the size that the body expands to
     if len(payload) < 16 + CHECKSUM or google_crc32c.value(body) != _stored(payload):
@@ -106,10 +113,14 @@ def _decode(payload: npt.NDArray[np.uint8], part: Array, path: Path) -> None:
         blosc.decompress(body, part)
     except (RuntimeError, ValueError) as error:
         raise _corrupt(path, f"does not decode: {error}") from error
+    return _stored(payload)
 
 
-def _copy(path: Path, part: Array) -> None:
-    """Copy an uncompressed chunk out of the page cache; twice as fast as `read` where the kernel's copy is slow."""
+def _copy(path: Path, part: Array) -> int:
+    """Copy an uncompressed chunk out of the page cache; returns its checksum, verified.
+
+    Twice as fast as reading the file where the kernel's copy is slow.
+    """
     target = part.reshape(-1).view(np.uint8)
     with _mapped(path) as payload:
         if len(payload) != len(target) + CHECKSUM:
@@ -119,6 +130,7 @@ def _copy(path: Path, part: Array) -> None:
         del payload
     if google_crc32c.value(target) != stored:
         raise _corrupt(path, "fails its checksum")
+    return stored
 
 
 @contextmanager

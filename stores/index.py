@@ -62,6 +62,7 @@ class StoreIndex:
         subjects: Person of each volume.
         datasets: Dataset of each volume.
         slots: (n,) slot of each volume in the Zarr arrays.
+        checksums: (n,) crc32c at the end of each volume's `image` chunk, -1 where it is not known.
         valid: (n, 3, ceil(J / 8)) packed bits: the slices that have rows.
     """
 
@@ -69,6 +70,7 @@ class StoreIndex:
     subjects: Names
     datasets: Names
     slots: Indices
+    checksums: Indices
     valid: npt.NDArray[np.uint8]
 
     @classmethod
@@ -81,6 +83,7 @@ class StoreIndex:
             subjects=Names.of([record.subject for record in ordered]),
             datasets=Names.of([record.dataset for record in ordered]),
             slots=np.array([record.slot for record in ordered], np.int64),
+            checksums=np.array([_image_checksum(record) for record in ordered], np.int64),
             valid=np.array(packed, np.uint8) if ordered else np.zeros((0, 3, 0), np.uint8),
         )
 
@@ -94,7 +97,7 @@ class StoreIndex:
                 for field in ("volumes", "subjects", "datasets")
                 for array in ("letters", "ends")
             }
-            np.savez(file, slots=part.slots, valid=part.valid, **names)
+            np.savez(file, slots=part.slots, checksums=part.checksums, valid=part.valid, **names)
             yield file.getvalue()
 
     @classmethod
@@ -106,6 +109,7 @@ class StoreIndex:
             subjects=_joined(parts, "subjects"),
             datasets=_joined(parts, "datasets"),
             slots=np.concatenate([part["slots"] for part in parts]),
+            checksums=np.concatenate([part["checksums"] for part in parts]),
             valid=np.concatenate([part["valid"] for part in parts]),
         )
 
@@ -119,6 +123,7 @@ class StoreIndex:
             subjects=self.subjects.select(positions),
             datasets=self.datasets.select(positions),
             slots=self.slots[list(positions)],
+            checksums=self.checksums[list(positions)],
             valid=self.valid[list(positions)],
         )
 
@@ -150,6 +155,10 @@ class StoreIndex:
                 f"of {self.volumes[volumes[row]]} has no row"
             )
         return np.cumsum(bits, axis=-1)[rows, planes, slices] - 1
+
+
+def _image_checksum(record: VolumeRecord) -> int:
+    return record.objects["image"].crc32c if "image" in record.objects else -1
 
 
 def _joined(parts: Sequence[Any], field: str) -> Names:

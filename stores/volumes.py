@@ -100,12 +100,13 @@ class VolumeStore:
             atomic.write_bytes(self.chunk_path(name, slot), chunk.payload)
         return {name: chunk.stored for name, chunk in chunks.items()}
 
-    def read(self, name: str, slot: int, *, out: Array | None = None) -> Array:
+    def read(self, name: str, slot: int, *, out: Array | None = None, checksum: int = -1) -> Array:
         """Read one volume's part of the array `name`, its checksum verified.
 
         Args:
             name: `image`, `label` or a plane.
             slot: The volume's slot.
+            checksum: What the volume's record says that the chunk ends with; -1 if unknown.
             out: Optional C-contiguous array of the part's shape and type to decode into.
 
         Raises:
@@ -113,7 +114,7 @@ class VolumeStore:
         """
         declared = self.layouts[name]
         part = np.empty(declared.shape, declared.dtype) if out is None else out
-        read_chunk(self.chunk_path(name, slot), part, self.layout)
+        read_chunk(self.chunk_path(name, slot), part, self.layout, checksum=checksum)
         return part
 
     def chunk(self, name: str, slot: int, stored: StoredObject) -> Chunk:

@@ -4,13 +4,15 @@ import queue
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
+import numpy.typing as npt
 import torch
 
 from m3di.training.sampler import Draw, PlaneSliceSampler
 from m3di.types import Float, Int64, Tensor
 from stores.embeddings import EmbeddingStore
+from stores.errors import DamagedError
 from stores.volumes import VolumeStore
 
 RING: Final = 3  # one batch in use, one ready, one being filled
@@ -62,16 +64,26 @@ class BatchReader:
         """
         cubes = buffer.numpy()
         for row, volume in enumerate(draw.volumes):
-            self._volumes.read("image", int(self._embeddings.index.slots[volume]), out=cubes[row, 0])
+            self._read_cube(int(volume), cubes[row, 0])
         rows = self._embeddings.gather(draw.volumes, draw.planes, draw.slices)
         planes, slices = torch.from_numpy(draw.planes), torch.from_numpy(draw.slices)
         return Batch(draw, buffer, planes, slices, torch.from_numpy(rows))
 
+    def _read_cube(self, volume: int, out: npt.NDArray[Any]) -> None:
+        index = self._embeddings.index
+        checksum = int(index.checksums[volume])
+        try:
+            self._volumes.read("image", int(index.slots[volume]), out=out, checksum=checksum)
+        except DamagedError as error:
+            message = f"volume {index.volumes[volume]}: {error.message}"
+            raise DamagedError(error.code, message, hint=error.hint) from error
+
 
 def prefetch(
-    reader: BatchReader, sampler: PlaneSliceSampler, *, start: int, stop: int, batch_size: int
-) -> Iterator[Batch]:
-    """Batches from `samples_seen` = `start` to `stop`, the next one being read while one is in use.
+    reader: BatchReader, sampler: PlaneSliceSampler, *, start: int, stop: int, batch_size: int, rank: int = 0,
+    world_size: int = 1,
+) -> Iterator[Batch]:  # fmt: skip
+    """Batches from `samples_seen` = `start` to `stop`, or a rank's part of each; the next is read ahead.
 
     A batch's volumes are valid until the batch after it is taken. An error of the reading thread is raised here.
     """
@@ -79,7 +91,7 @@ def prefetch(
     ready: queue.Queue[Batch | BaseException | None] = queue.Queue()
     done = threading.Event()
     for _ in range(RING):
-        free.put(reader.buffer(batch_size))
+        free.put(reader.buffer(batch_size // world_size))
 
     def fill() -> None:
         try:
@@ -87,7 +99,8 @@ def prefetch(
                 buffer = free.get()
                 if done.is_set():
                     return
-                ready.put(reader.read(sampler.draw(samples_seen, batch_size), buffer))
+                draw = sampler.draw(samples_seen, batch_size, rank=rank, world_size=world_size)
+                ready.put(reader.read(draw, buffer))
             ready.put(None)
         except BaseException as error:
             ready.put(error)

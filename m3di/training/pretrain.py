@@ -90,7 +90,10 @@ def pretrain(
         embeddings = store.embeddings(store.current()["teacher"])
         train, held_out = split_store(embeddings, config)
         reader = BatchReader(store.volumes, train, pinned=place.type == "cuda")
-        sampler = PlaneSliceSampler(train.index, slices_per_volume=settings.slices_per_volume, seed=config.seed)
+        sampler = PlaneSliceSampler(
+            train.index, slices_per_volume=settings.slices_per_volume, seed=config.seed,
+            plane_weights=settings.plane_weights,
+        )  # fmt: skip
 
         model = _build(config, store, embeddings).to(place)
         optimizer = adamw([(model, settings.learning_rate)], weight_decay=settings.weight_decay)

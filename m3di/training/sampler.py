@@ -46,7 +46,10 @@ class Shuffle:
         """The volumes that follow after `samples_seen` ones, and the epoch of each: two arrays of shape (b,)."""
         clock = np.arange(samples_seen, samples_seen + batch_size)
         epochs, ranks = np.divmod(clock, self._num_volumes)
-        return np.array([self._order(int(e))[r] for e, r in zip(epochs, ranks, strict=True)], np.int64), epochs
+        volumes = np.empty(batch_size, np.int64)
+        for epoch in range(int(epochs[0]), int(epochs[-1]) + 1):
+            volumes[epochs == epoch] = self._order(epoch)[ranks[epochs == epoch]]
+        return volumes, epochs
 
     def _order(self, epoch: int) -> Indices:
         if epoch not in self._orders:
@@ -82,7 +85,8 @@ class PlaneSliceSampler:
     ) -> None:
         if len(index) == 0:
             raise RefusedError("E_CONFIG", "there is no volume to train on", hint="build a store with more volumes")
-        available = index.num_rows().sum(axis=1)
+        weighted = np.asarray(plane_weights) > 0
+        available = index.num_rows()[:, weighted].sum(axis=1)
         if available.min() < slices_per_volume:
             poorest = int(available.argmin())
             message = (
@@ -95,9 +99,23 @@ class PlaneSliceSampler:
         self._plane_weights = np.asarray(plane_weights)
         self._shuffle = Shuffle(len(index), seed=seed)
 
-    def draw(self, samples_seen: int, batch_size: int) -> Draw:
-        """The batch of `batch_size` volumes that follows after `samples_seen` volumes."""
-        volumes, epochs = self._shuffle.draw(samples_seen, batch_size)
+    def draw(self, samples_seen: int, batch_size: int, *, rank: int = 0, world_size: int = 1) -> Draw:
+        """The batch of `batch_size` volumes that follows after `samples_seen` volumes, or one process's part of it.
+
+        Args:
+            samples_seen: The clock: volumes that all processes together have seen.
+            batch_size: Volumes of all processes together.
+            rank: Which part; the parts in order are the batch, so any number of processes sees one sequence.
+            world_size: How many parts; must divide the batch.
+
+        Raises:
+            RefusedError: E_CONFIG, when it does not.
+        """
+        if batch_size % world_size:
+            message = f"a batch of {batch_size} volumes cannot be shared by {world_size} processes"
+            raise RefusedError("E_CONFIG", message, hint=f"make the batch size a multiple of {world_size}")
+        share = batch_size // world_size
+        volumes, epochs = self._shuffle.draw(samples_seen + rank * share, share)
         planes, slices = self._slices(volumes, epochs)
         return Draw(volumes, planes, slices, epochs)
 

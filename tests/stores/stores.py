@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 
 from stores import Store
+from stores.chunks import LAYOUTS
 from stores.geometry import PLANES, Geometry
 from stores.recipe import Recipe
 from stores.records import Captions, VolumeRecord, facts_of, item_digest, pack_bits
@@ -34,8 +35,9 @@ def parts(seed):
     return {"image": random.random(cube).astype(np.float16), "label": np.zeros(cube, np.uint8), **pictures}
 
 
-def chunks(seed):
-    return encode_parts(parts(seed), RECIPE)
+def chunks(seed, *, labels=True, layout=LAYOUTS["compact"]):
+    kept = {name: part for name, part in parts(seed).items() if labels or name != "label"}
+    return encode_parts(kept, RECIPE, layout)
 
 
 def rows_of(record, seed):
@@ -48,10 +50,12 @@ def captions_of(record):
     return Captions(record.item_digest, texts)
 
 
-def fill(store, names):
+def fill(store, names, *, labels=True):
     for name in names:
         seed = int(name[1:])
-        committed = store.commit_volume(record(name, blank=seed % 5), chunks(seed))
+        committed = store.commit_volume(
+            record(name, blank=seed % 5), chunks(seed, labels=labels, layout=store.volumes.layout)
+        )
         captions = captions_of(committed)
         store.commit_captions(CAPTIONER, name, captions)
         store.commit_rows(TEACHER, committed, rows_of(committed, seed), captions_digest=captions.digest)

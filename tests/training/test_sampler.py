@@ -60,3 +60,28 @@ def test_a_volume_with_too_few_slices_is_named():
 @given(st.lists(st.integers(0, 2**63 - 1), min_size=1, max_size=4))
 def test_keyed_numbers_agree_with_the_literal_form(key):
     assert float(keyed_uniform(*key)) == splitmix64_uniform(key)
+
+
+@settings(max_examples=30, deadline=None)
+@given(world=st.sampled_from([1, 2, 3, 4, 6]), start=st.integers(0, 40), seed=st.integers(0, 3))
+def test_any_number_of_processes_sees_the_same_sequence(world, start, seed):
+    sampler = PlaneSliceSampler(INDEX, slices_per_volume=4, seed=seed)
+    whole = sampler.draw(start, 12)
+    parts = [sampler.draw(start, 12, rank=rank, world_size=world) for rank in range(world)]
+    for field in ("volumes", "epochs", "planes", "slices"):
+        joined = np.concatenate([getattr(part, field) for part in parts])
+        np.testing.assert_array_equal(joined, getattr(whole, field))
+
+
+def test_a_batch_that_cannot_be_shared_is_refused():
+    with pytest.raises(RefusedError, match="a batch of 8 volumes cannot be shared by 3 processes"):
+        PlaneSliceSampler(INDEX, slices_per_volume=1, seed=0).draw(0, 8, rank=0, world_size=3)
+
+
+def test_a_plane_without_weight_is_never_drawn_and_does_not_count():
+    rows = INDEX.num_rows()
+    draw = PlaneSliceSampler(INDEX, slices_per_volume=3, seed=0, plane_weights=(1.0, 0.0, 0.0)).draw(0, 70)
+    assert (draw.planes == 0).all()
+    assert INDEX.bits(draw.volumes)[np.arange(70)[:, None], draw.planes, draw.slices].all()
+    with pytest.raises(RefusedError, match="are asked"):
+        PlaneSliceSampler(INDEX, slices_per_volume=int(rows[:, 0].min()) + 1, seed=0, plane_weights=(1.0, 0.0, 0.0))
