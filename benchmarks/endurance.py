@@ -109,7 +109,7 @@ def kills(source: str, count: int, builders: int = 1) -> Counter[str]:
                 victim, *others = chance.sample(processes, builders)
                 code, items = kill_at_random(victim, work_s, chance)
                 for other in others:
-                    output, errors = other.communicate()
+                    output, _ = other.communicate()
                     items += _acknowledged(output)
                     faults["unexpected exit"] += other.returncode not in (0, 6)
                 sent += 1

@@ -1,15 +1,20 @@
 """Durable, atomic files and folders: temporary name, fsync, rename, fsync of the folder."""
 
+import ctypes
 import errno
 import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Final
 
 from stores.errors import RefusedError, ResourceError
 
 TEMPORARY = ".partial-"  # prefix of every name that is not committed yet; swept at the next open for writing
+
+_AT_FDCWD: Final = -100
+_RENAME_EXCHANGE: Final = 2  # linux/fs.h
 
 
 @contextmanager
@@ -75,10 +80,7 @@ def write_folder(path: Path, fill: Callable[[Path], object], *, replace: bool = 
             for entry in (*temporary.rglob("*"), temporary):
                 _fsync(entry)
             if replace and path.exists():
-                retired = path.with_name(f"{TEMPORARY}{os.getpid()}-old-{path.name}")
-                path.replace(retired)
-                temporary.replace(path)
-                shutil.rmtree(retired)
+                _exchange(temporary, path)  # what was there goes with the temporary name
             else:
                 temporary.rename(path)
         except OSError as error:
@@ -91,12 +93,47 @@ def write_folder(path: Path, fill: Callable[[Path], object], *, replace: bool = 
     return True
 
 
+def _exchange(one: Path, two: Path) -> None:
+    """Let two folders change places: at once where the system can (Linux), else by three renames."""
+    renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if renameat2 is not None and not renameat2(
+        _AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(two), _RENAME_EXCHANGE
+    ):
+        return
+    aside = one.with_name(f"{one.name}-old")
+    two.rename(aside)
+    one.rename(two)
+    aside.rename(one)
+
+
 def sweep(folder: Path) -> int:
-    """Remove what an interrupted writer left in `folder`; return how many entries went."""
-    leftovers = list(folder.glob(f"{TEMPORARY}*"))
+    """Remove what an interrupted writer left in `folder`, where nobody else writes; return how many entries went."""
+    return _remove(list(folder.glob(f"{TEMPORARY}*")))
+
+
+def sweep_beside(path: Path) -> int:
+    """Remove what interrupted writers of `path` left beside it, but not what others are writing there now."""
+    return _remove([entry for entry in path.parent.glob(f"{TEMPORARY}*-{path.name}") if not _is_writing(entry)])
+
+
+def _remove(leftovers: list[Path]) -> int:
     for entry in leftovers:
         shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
     return len(leftovers)
+
+
+def _is_writing(entry: Path) -> bool:
+    """Whether the process whose number a temporary name holds is another one that still runs."""
+    number = entry.name.removeprefix(TEMPORARY).partition("-")[0]
+    if not number.isdecimal() or int(number) == os.getpid():
+        return False
+    try:
+        os.kill(int(number), 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 def _fsync(path: Path) -> None:

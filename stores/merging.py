@@ -51,10 +51,10 @@ def merge(target: Store, sources: Sequence[Store], *, report: Callable[..., None
             if target.find(row.case) is None and row not in target.quarantined():
                 target.commit_quarantine(row)
     current = [source.current_or_none() for source in sources]
-    agreed = current[0]
-    if agreed is not None and all(one == agreed for one in (*current, target.current_or_none() or agreed)):
-        target.commit_current(**agreed)
     target.write_quarantine_table()
+    agreed = current[0]
+    if agreed is not None and all(one == agreed for one in current) and _all_embedded(target, agreed["teacher"]):
+        target.commit_current(**agreed)
     return copied
 
 
@@ -80,6 +80,11 @@ def _refuse_duplicates(stores: Sequence[Store]) -> None:
             if digest != record.item_digest:
                 message = f"volume {record.volume} of {store.path} is not that of {first.path}"
                 raise RefusedError("E_DUPLICATE_ID", message, hint="rename one of them at its source and build again")
+
+
+def _all_embedded(store: Store, teacher: str) -> bool:
+    """Whether every volume has rows of a teacher, so that a build would find nothing to do."""
+    return all(store.rows_are_current(store.rows_record(teacher, r.volume), r) for r in store.records())
 
 
 def _copy_facts(target: Store, source: Store, kind: str, fingerprint: str) -> None:

@@ -35,6 +35,11 @@ class Recipe:
     labels: bool = False
     rendering_version: int = RENDERING_VERSION
 
+    @property
+    def positions(self) -> range:
+        """Positions of the cube at which slices are rendered: the middle of each stride."""
+        return range(self.slice_stride // 2, self.cube_size, self.slice_stride)
+
     @cached_property
     def digest(self) -> str:
         """Hex digest of the canonical JSON."""

@@ -394,20 +394,24 @@ class Store:
             transaction.put_json("meta", _facts_key(kind, fingerprint), dict(facts))
 
     def commit_current(self, *, teacher: str, captioner: str) -> None:
-        """Name the teacher and captioner that readers use from now on: the end of a build. Writes index and seal."""
-        current = {"teacher": teacher, "captioner": captioner}
-        if self.current_or_none() != current or self.unfinished():
-            with self._database.writing() as transaction:
-                transaction.put_json("meta", _CURRENT, current)
-                transaction.delete("meta", _UNFINISHED)
-        self._keep_index(teacher)
-        self.seal()
+        """Name the teacher and captioner that readers use from now on: the end of a build.
 
-    def seal(self) -> None:
-        """Note beside the database how far it has come, so that an older one in its place is noticed."""
-        seal = {"transaction": self._database.transaction, "digest": self.digest()}
-        if self.read_seal() != seal:
-            atomic.write_bytes(self.path / SEAL, json.dumps(seal).encode())
+        Keeps the index, and notes beside the database how far it has come: an older one in its place is noticed.
+        """
+        current = {"teacher": teacher, "captioner": captioner}
+        if self.current_or_none() != current:
+            with self._changing() as transaction:
+                transaction.put_json("meta", _CURRENT, current)
+        self._keep_index(teacher)
+        digest = self.digest()
+        if not self.unfinished() and self.read_seal() == {"transaction": self.transaction, "digest": digest}:
+            return
+        with self._changing():
+            pass  # until the last transaction, a seal that does not fit is not damage
+        seal = {"transaction": self.transaction + 1, "digest": digest}
+        atomic.write_bytes(self.path / SEAL, json.dumps(seal).encode())
+        with self._database.writing() as transaction:
+            transaction.delete("meta", _UNFINISHED)
 
     def read_seal(self) -> dict[str, Any] | None:
         """What the newest seal says: `transaction` and `digest`; None without one, or when it is none.
@@ -437,13 +441,13 @@ class Store:
     def commit_quarantine(self, refused: Quarantined) -> None:
         """Keep why a case was refused; what an earlier version of it left is no longer a volume."""
         key = volume_key(refused.case)
-        with self._database.writing() as transaction:
+        with self._changing() as transaction:
             transaction.put_json("quarantine", key, vars(refused))
             transaction.delete("volumes", key)
 
     def lift_quarantine(self, case: str) -> None:
         """Forget that a case was refused."""
-        with self._database.writing() as transaction:
+        with self._changing() as transaction:
             transaction.delete("quarantine", volume_key(case))
 
     def remove(
@@ -500,7 +504,7 @@ class Store:
             if next(transaction.keys("index", prefix.encode()), None) is not None:
                 return
             index = self._make_index(transaction, fingerprint)
-        with self._database.writing() as transaction:
+        with self._changing() as transaction:
             for number, segment in enumerate(index.segments()):
                 transaction.put("index", f"{prefix}/{number:06d}".encode(), segment)
 
@@ -539,6 +543,7 @@ class Store:
             self._remove_former_groups()
         for folder in (self.path, self.path / manifest.TEACHERS, self.path / manifest.VOLUMES):
             atomic.sweep(folder)
+        atomic.sweep_beside(self.path)
 
     def _remove_former_groups(self) -> None:
         """Remove the arrays of former recipes, of which no volume is left."""

@@ -109,9 +109,11 @@ def examine(store: Store, *, quick: bool = False) -> Iterator[Problem]:
 
 def _check_seal(store: Store) -> Iterator[Problem]:
     try:
+        if store.unfinished():
+            return
         seal = store.read_seal()
         if seal is None:
-            if store.marker.version > 1 and not store.unfinished() and store.current_or_none():
+            if store.marker.version > 1 and store.current_or_none():
                 yield Problem("missing", SEAL, "the seal of a finished build is not there")
         elif seal["transaction"] > store.transaction:
             message = f"ends at transaction {store.transaction}, its seal at {seal['transaction']}: an older copy"

@@ -57,8 +57,7 @@ def encode_parts(parts: Mapping[str, Array], recipe: Recipe, layout: Layout = LA
 def layouts(recipe: Recipe) -> dict[str, ArrayLayout]:
     """The arrays of a store of this recipe, by name."""
     cube = (recipe.cube_size,) * 3
-    positions = -(-recipe.cube_size // recipe.slice_stride)
-    pictures = (positions, recipe.slice_size, recipe.slice_size)
+    pictures = (len(recipe.positions), recipe.slice_size, recipe.slice_size)
     arrays = {"image": ArrayLayout(cube, "float16", float("nan"), ("right", "anterior", "superior"))}
     if recipe.labels:
         arrays["label"] = ArrayLayout(cube, "uint8", 0, ("right", "anterior", "superior"))

@@ -102,4 +102,4 @@ def identify(case: Case, recipe: Recipe) -> tuple[str, str, str]:
 
 def slice_positions(recipe: Recipe) -> np.ndarray:
     """Positions of the cube at which slices are rendered: the middle of each stride."""
-    return np.arange(recipe.slice_stride // 2, recipe.cube_size, recipe.slice_stride)
+    return np.array(recipe.positions)
