@@ -81,14 +81,14 @@ def encode_chunk(part: Array, layout: Layout) -> Chunk:
     return Chunk(payload, StoredObject(len(payload), hashlib.sha256(payload).hexdigest(), checksum))
 
 
-def read_chunk(path: Path, part: Array, layout: Layout, *, checksum: int = -1) -> None:
+def read_chunk(path: Path, part: Array, layout: Layout, *, checksum: int = 0) -> None:
     """Read a chunk file into `part` (C-contiguous, of the array's shape and type), its checksum verified.
 
     Args:
         path: The chunk file.
         part: Where to.
         layout: How it is compressed.
-        checksum: What its record says that it ends with, so that no other chunk passes for it; -1 if unknown.
+        checksum: What its record says that it ends with, so that no other chunk passes for it; 0 if unknown.
 
     Raises:
         DamagedError: E_MISSING or E_CORRUPT, naming the file.
@@ -99,7 +99,7 @@ def read_chunk(path: Path, part: Array, layout: Layout, *, checksum: int = -1) -
         raise DamagedError("E_MISSING", f"chunk {path} is missing", hint="run m3di verify") from error
     except OSError as error:
         raise _corrupt(path, f"cannot be read: {error.strerror}") from error
-    if checksum not in (-1, found):
+    if checksum not in (0, found):
         raise _corrupt(path, "is whole, but not the one that was written: it is another volume's, or an older one")
 
 

@@ -53,6 +53,37 @@ class Names(Sequence[str]):
         return Names.of([self[position] for position in positions])
 
 
+class Repeated(Sequence[str]):
+    """Names of which few are distinct: a number each, into those.
+
+    Args:
+        codes: (n,) number of each name.
+        distinct: The names.
+    """
+
+    def __init__(self, codes: npt.NDArray[np.unsignedinteger[Any]], distinct: Names) -> None:
+        self.codes = codes
+        self.distinct = distinct
+
+    @classmethod
+    def of(cls, names: Sequence[str]) -> "Repeated":
+        """Number some names."""
+        distinct = sorted(set(names))
+        numbers = {name: number for number, name in enumerate(distinct)}
+        codes = np.array([numbers[name] for name in names], np.min_scalar_type(max(len(distinct) - 1, 0)))
+        return cls(codes, Names.of(distinct))
+
+    def __len__(self) -> int:
+        return len(self.codes)
+
+    def __getitem__(self, position: int) -> str:  # type: ignore[override]
+        return self.distinct[int(self.codes[position])]
+
+    def select(self, positions: Sequence[int]) -> "Repeated":
+        """Some of the names, in the order given."""
+        return Repeated(self.codes[list(positions)], self.distinct)
+
+
 @dataclass(frozen=True, eq=False)
 class StoreIndex:
     """The volumes of a store that have rows of one row set, sorted by id.
@@ -62,15 +93,15 @@ class StoreIndex:
         subjects: Person of each volume.
         datasets: Dataset of each volume.
         slots: (n,) slot of each volume in the Zarr arrays.
-        checksums: (n,) crc32c at the end of each volume's `image` chunk, -1 where it is not known.
+        checksums: (n,) crc32c at the end of each volume's `image` chunk, 0 where it is not known.
         valid: (n, 3, ceil(J / 8)) packed bits: the slices that have rows.
     """
 
     volumes: Names
     subjects: Names
-    datasets: Names
-    slots: Indices
-    checksums: Indices
+    datasets: Repeated
+    slots: npt.NDArray[np.uint32]
+    checksums: npt.NDArray[np.uint32]
     valid: npt.NDArray[np.uint8]
 
     @classmethod
@@ -81,9 +112,9 @@ class StoreIndex:
         return cls(
             volumes=Names.of([record.volume for record in ordered]),
             subjects=Names.of([record.subject for record in ordered]),
-            datasets=Names.of([record.dataset for record in ordered]),
-            slots=np.array([record.slot for record in ordered], np.int64),
-            checksums=np.array([_image_checksum(record) for record in ordered], np.int64),
+            datasets=Repeated.of([record.dataset for record in ordered]),
+            slots=np.array([max(record.slot, 0) for record in ordered], np.uint32),
+            checksums=np.array([_image_checksum(record) for record in ordered], np.uint32),
             valid=np.array(packed, np.uint8) if ordered else np.zeros((0, 3, 0), np.uint8),
         )
 
@@ -94,9 +125,10 @@ class StoreIndex:
             file = io.BytesIO()
             names = {
                 f"{field}_{array}": getattr(getattr(part, field), array)
-                for field in ("volumes", "subjects", "datasets")
+                for field in ("volumes", "subjects")
                 for array in ("letters", "ends")
             }
+            names["datasets"] = np.array(list(part.datasets))
             np.savez(file, slots=part.slots, checksums=part.checksums, valid=part.valid, **names)
             yield file.getvalue()
 
@@ -107,7 +139,7 @@ class StoreIndex:
         return cls(
             volumes=_joined(parts, "volumes"),
             subjects=_joined(parts, "subjects"),
-            datasets=_joined(parts, "datasets"),
+            datasets=Repeated.of([str(name) for part in parts for name in part["datasets"]]),
             slots=np.concatenate([part["slots"] for part in parts]),
             checksums=np.concatenate([part["checksums"] for part in parts]),
             valid=np.concatenate([part["valid"] for part in parts]),
@@ -158,7 +190,7 @@ class StoreIndex:
 
 
 def _image_checksum(record: VolumeRecord) -> int:
-    return record.objects["image"].crc32c if "image" in record.objects else -1
+    return record.objects["image"].crc32c if "image" in record.objects else 0
 
 
 def _joined(parts: Sequence[Any], field: str) -> Names:

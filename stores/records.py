@@ -13,11 +13,11 @@ from stores.recipe import Recipe, digest_of, tuples_of
 
 @dataclass(frozen=True)
 class StoredObject:
-    """One chunk file: how many bytes it has, their sha256, and the checksum at its end (-1: format version 1)."""
+    """One chunk file: how many bytes it has, their sha256, and the checksum at its end (0: format version 1)."""
 
     num_bytes: int
     sha256: str
-    crc32c: int = -1
+    crc32c: int = 0
 
 
 @dataclass(frozen=True)

@@ -99,13 +99,13 @@ class VolumeStore:
             atomic.write_bytes(self.chunk_path(name, slot), chunk.payload)
         return {name: chunk.stored for name, chunk in chunks.items()}
 
-    def read(self, name: str, slot: int, *, out: Array | None = None, checksum: int = -1) -> Array:
+    def read(self, name: str, slot: int, *, out: Array | None = None, checksum: int = 0) -> Array:
         """Read one volume's part of the array `name`, its checksum verified.
 
         Args:
             name: `image`, `label` or a plane.
             slot: The volume's slot.
-            checksum: What the volume's record says that the chunk ends with; -1 if unknown.
+            checksum: What the volume's record says that the chunk ends with; 0 if unknown.
             out: Optional C-contiguous array of the part's shape and type to decode into.
 
         Raises:

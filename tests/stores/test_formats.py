@@ -67,7 +67,7 @@ def test_a_store_of_version_1_takes_up_another_recipe(old):
         assert len(store.all_records()) == 3
         fill(store, ["v0"], labels=False)
         assert list(store.embeddings(TEACHER).index.volumes) == ["v0"]
-    assert {problem.kind for problem in verify(old)} == {"damaged"}, "v1 and v2 are of a recipe that is no more"
+    assert {problem.kind for problem in verify(old)} == {"surplus"}, "v1 and v2 are of a recipe that is no more"
     with Store(old, writable=True) as store:
         assert collect(store).volumes == ("v1", "v2")
     assert list(verify(old)) == []
