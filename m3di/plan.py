@@ -110,10 +110,10 @@ class _Stages:
             return self._build("captions", "its slices change")
         if set(_changed_facts(record, self._case)) & {"modality", "body_part"}:
             return self._build("captions", "modality or body part changed")
-        if self._config.captions.structures and record.label_digest != label:
-            return self._build("captions", "its label map changed")
         if store.captions(self._captioner, record.volume) is None:
             return self._build("captions", "none by this captioner")
+        if self._config.captions.structures and record.label_digest != label:
+            return self._build("captions", "its label map changed")
         if captions_of(store, self._captioner, record, self._config, self._structures) is None:
             return self._build("captions", "what they describe changed")
         return self._keep("captions")

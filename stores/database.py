@@ -70,7 +70,7 @@ class Database:
     def snapshot(self) -> "Snapshot":
         """A consistent view that stays, for as long as the database is open."""
         self._check_process()
-        snapshot = Snapshot(self._environment.begin(buffers=True), self._tables)
+        snapshot = Snapshot(self._environment.begin(buffers=True), self._tables, self._environment.path())
         self._snapshots.append(snapshot)
         return snapshot
 
@@ -78,7 +78,7 @@ class Database:
     def reading(self) -> Iterator["Transaction"]:
         """A consistent view; values are memory-mapped and live until the end of the block."""
         self._check_process()
-        with self._environment.begin(buffers=True) as transaction:
+        with _read_errors(self._environment.path()), self._environment.begin(buffers=True) as transaction:
             yield Transaction(transaction, self._tables)
 
     @contextmanager
@@ -92,6 +92,8 @@ class Database:
         try:
             with self._lock, self._environment.begin(write=True, buffers=True) as transaction:
                 yield Transaction(transaction, self._tables)
+        except _BROKEN as error:
+            raise _broken(self._environment.path(), error) from error
         except lmdb.Error as error:
             # A full disk surfaces here as a plain "Input/output error" or "No space left".
             raise ResourceError(
@@ -195,10 +197,12 @@ class Snapshot:
     Args:
         transaction: An LMDB read transaction with buffers.
         tables: Its tables.
+        path: Of the database, for messages.
     """
 
-    def __init__(self, transaction: Any, tables: dict[str, Any]) -> None:
+    def __init__(self, transaction: Any, tables: dict[str, Any], path: str) -> None:
         self._transaction = transaction
+        self._path = path
         self._reader = Transaction(transaction, tables)
         self._lock = threading.RLock()
         self._open = True
@@ -206,7 +210,7 @@ class Snapshot:
     @contextmanager
     def reading(self) -> Iterator[Transaction]:
         """Keep the map in place while views of it are read; they must not be touched afterwards."""
-        with self._lock:
+        with self._lock, _read_errors(self._path):
             if not self._open:
                 raise ValueError("the store is closed")
             yield self._reader
@@ -216,6 +220,23 @@ class Snapshot:
         with self._lock:
             self._open = False
             self._transaction.abort()
+
+
+_BROKEN: Final = (lmdb.CorruptedError, lmdb.PageNotFoundError, lmdb.PanicError)
+
+
+@contextmanager
+def _read_errors(path: str) -> Iterator[None]:
+    """Whatever LMDB cannot read is damage: it has no other reason to fail a reader."""
+    try:
+        yield
+    except lmdb.Error as error:
+        raise _broken(path, error) from error
+
+
+def _broken(path: str, error: lmdb.Error) -> DamagedError:
+    message = f"the pages of {path}/data.mdb do not hold together: {error}"
+    return DamagedError("E_CORRUPT", message, hint="run m3di verify")
 
 
 def checksum(key: bytes, payload: bytes | memoryview) -> bytes:
