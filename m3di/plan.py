@@ -7,13 +7,7 @@ from pathlib import Path
 from m3di.build import below_root, cases_of, no_scan
 from m3di.config import Config
 from m3di.teachers.describe import Describer
-from m3di.teachers.identity import (
-    Structures,
-    captioner_fingerprint,
-    captions_of,
-    structure_names,
-    teacher_request,
-)
+from m3di.teachers.identity import captioner_fingerprint, captions_of, structure_names, teacher_request
 from m3di.volumes.cases import Case
 from m3di.volumes.layouts import survey
 from m3di.volumes.prepare import identify
@@ -56,37 +50,44 @@ def plan(
         PlanItem(dataset.name, "volume", "quarantine", no_scan(dataset)) for dataset in datasets if not dataset.cases
     ]
     if not (path / MARKER).exists():
-        stages = [_Stages(case, None, config, {}) for case in cases]
-        return [*(item for stage in stages for item in stage.items()), _new_teacher("no teacher yet"), *items]
+        return [*_Planner(None, config, cases).items(cases), *items]
     with Store(path) as store:
         if not config.storage.change_recipe:
             store.require_recipe(config.volumes)
-        structures = structure_names(cases) if config.captions.structures else {}
-        stages = [_Stages(case, store, config, structures) for case in cases]
-        planned = [item for stage in stages for item in stage.items()]
-        if store.facts("request", teacher_request(config, captioner_fingerprint(Describer(), config))) is None:
-            why = "the settings of the teacher, or the captioner, changed" if store.teachers() else "no teacher yet"
-            planned.append(_new_teacher(why))
-        return planned + items
+        return [*_Planner(store, config, cases).items(cases), *items]
 
 
-def _new_teacher(why: str) -> PlanItem:
-    return PlanItem("", "teacher", "build", why)
+class _Planner:
+    """Cases against what a store holds; what is the same for all of them is read once.
 
+    Args:
+        store: The store; None when there is none yet.
+        config: All settings.
+        cases: All cases, for the names of their structures.
+    """
 
-class _Stages:
-    """The stages of one case against what the store holds of it."""
-
-    def __init__(self, case: Case, store: Store | None, config: Config, structures: Structures) -> None:
-        self._case = case
+    def __init__(self, store: Store | None, config: Config, cases: Sequence[Case]) -> None:
         self._store = store
         self._config = config
-        self._structures = structures
+        self._structures = structure_names(cases) if config.captions.structures else {}
         self._captioner = captioner_fingerprint(Describer(), config)
+        self._refused = {row.case: row for row in store.quarantined()} if store is not None else {}
+        request = teacher_request(config, self._captioner)
+        facts = store.facts("request", request) if store is not None else None
+        self._teacher: str | None = facts["teacher"] if facts else None
 
-    def items(self) -> Iterator[PlanItem]:
+    def items(self, cases: Sequence[Case]) -> Iterator[PlanItem]:
+        """The stages of each case, then the teacher when it is made anew."""
+        for case in cases:
+            yield from self._case(case)
+        if self._teacher is None:
+            fitted = self._store is not None and self._store.teachers()
+            why = "the settings of the teacher, or the captioner, changed" if fitted else "no teacher yet"
+            yield PlanItem("", "teacher", "build", why)
+
+    def _case(self, case: Case) -> Iterator[PlanItem]:
         """Volume, captions and rows, or the volume's quarantine alone."""
-        case, store, recipe = self._case, self._store, self._config.volumes
+        store, recipe = self._store, self._config.volumes
         try:
             source, label, item = identify(case, recipe)
         except CaseError as error:
@@ -94,49 +95,47 @@ class _Stages:
             return
         record = store.find(case.id) if store is not None else None
         if store is None or record is None:
-            refused = {row.case: row for row in store.quarantined()} if store is not None else {}
-            yield self._build("volume", _why_new(refused.get(case.id)))
-            yield self._build("captions", "new volume")
-            yield self._build("rows", "new volume")
+            yield PlanItem(case.id, "volume", "build", _why_new(self._refused.get(case.id)))
+            yield PlanItem(case.id, "captions", "build", "new volume")
+            yield PlanItem(case.id, "rows", "build", "new volume")
             return
         changes = _changes(record, source, label, case, store.recipe, recipe)
-        yield self._build("volume", ", ".join(changes)) if record.item_digest != item else self._keep("volume")
         same_slices = record.source_digest == source and store.recipe.slices_digest == recipe.slices_digest
-        yield self._captions(store, record, label, same_slices=same_slices)
-        yield self._rows(store, record, same_slices=same_slices)
+        yield _item(case, "volume", ", ".join(changes) if record.item_digest != item else "")
+        yield _item(case, "captions", self._why_captions(store, record, case, label, same_slices=same_slices))
+        yield _item(case, "rows", self._why_rows(store, record, same_slices=same_slices))
 
-    def _captions(self, store: Store, record: VolumeRecord, label: str, *, same_slices: bool) -> PlanItem:
+    def _why_captions(self, store: Store, record: VolumeRecord, case: Case, label: str, *, same_slices: bool) -> str:
+        """Why captions are made anew; empty when they are kept."""
         if not same_slices:
-            return self._build("captions", "its slices change")
-        if set(_changed_facts(record, self._case)) & {"modality", "body_part"}:
-            return self._build("captions", "modality or body part changed")
+            return "its slices change"
+        if set(_changed_facts(record, case)) & {"modality", "body_part"}:
+            return "modality or body part changed"
         if store.captions(self._captioner, record.volume) is None:
-            return self._build("captions", "none by this captioner")
+            return "none by this captioner"
         if self._config.captions.structures and record.label_digest != label:
-            return self._build("captions", "its label map changed")
+            return "its label map changed"
         if captions_of(store, self._captioner, record, self._config, self._structures) is None:
-            return self._build("captions", "what they describe changed")
-        return self._keep("captions")
+            return "what they describe changed"
+        return ""
 
-    def _rows(self, store: Store, record: VolumeRecord, *, same_slices: bool) -> PlanItem:
-        request = store.facts("request", teacher_request(self._config, self._captioner))
-        if request is None:
-            return self._build("rows", "the teacher is fitted anew")
-        rows = store.rows_record(request["teacher"], record.volume)
+    def _why_rows(self, store: Store, record: VolumeRecord, *, same_slices: bool) -> str:
+        """Why rows are made anew; empty when they are kept."""
+        if self._teacher is None:
+            return "the teacher is fitted anew"
+        rows = store.rows_record(self._teacher, record.volume)
         if rows is None:
-            return self._build("rows", "none by this teacher")
+            return "none by this teacher"
         if not same_slices or not store.rows_are_current(rows, record):
-            return self._build("rows", "its slices change")
+            return "its slices change"
         captions = captions_of(store, self._captioner, record, self._config, self._structures)
         if captions is None or captions.digest != rows.captions_digest:
-            return self._build("rows", "its captions change: the text part")
-        return self._keep("rows")
+            return "its captions change: the text part"
+        return ""
 
-    def _build(self, stage: str, why: str) -> PlanItem:
-        return PlanItem(self._case.id, stage, "build", why)
 
-    def _keep(self, stage: str) -> PlanItem:
-        return PlanItem(self._case.id, stage, "keep", "up to date")
+def _item(case: Case, stage: str, why: str) -> PlanItem:
+    return PlanItem(case.id, stage, "build", why) if why else PlanItem(case.id, stage, "keep", "up to date")
 
 
 def _why_new(refused: Quarantined | None) -> str:

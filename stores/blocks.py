@@ -131,12 +131,12 @@ def salt_of(key: bytes) -> np.uint64:
 
 def salts(salt: Words | np.uint64, ranks: npt.NDArray[np.int64]) -> Words:
     """What ties a row's checksum to its place: the salt of its block, and its rank there."""
-    return _splitmix64(salt ^ ranks.astype(np.uint64))
+    return splitmix64(salt ^ ranks.astype(np.uint64))
 
 
 def _constants(count: int) -> Words:
     if count not in _known:
-        _known[count] = _splitmix64(np.arange(count, dtype=np.uint64)) | np.uint64(1)
+        _known[count] = splitmix64(np.arange(count, dtype=np.uint64)) | np.uint64(1)
     return _known[count]
 
 
@@ -149,7 +149,7 @@ def _words(rows: npt.NDArray[np.float16]) -> Words:
     return np.ascontiguousarray(np.pad(rows, ((0, 0), (0, missing)))).view("<u8")
 
 
-def _splitmix64(value: Words) -> Words:
+def splitmix64(value: Words) -> Words:
     """One step of splitmix64 (Steele, Lea, Flood, OOPSLA 2014)."""
     with np.errstate(over="ignore"):
         mixed = value + np.uint64(0x9E3779B97F4A7C15)

@@ -1,4 +1,4 @@
-"""Which volumes and slices a reader may ask for, as a few numpy arrays: under 100 bytes a volume of 128^3."""
+"""Which volumes and slices a reader may ask for, as a few numpy arrays: about 100 bytes a volume of 128^3."""
 
 import io
 from collections.abc import Iterator, Sequence

@@ -122,8 +122,7 @@ def parts(recipe: Recipe) -> st.SearchStrategy[dict[str, Array]]:
 
 def valid_slices(recipe: Recipe) -> st.SearchStrategy[tuple[str, str, str]]:
     """Packed bits of the valid slices of each plane: any of the rendered positions, none included."""
-    positions = range(recipe.slice_stride // 2, recipe.cube_size, recipe.slice_stride)
-    plane = st.sets(st.sampled_from(positions)).map(lambda chosen: _packed(chosen, recipe))
+    plane = st.sets(st.sampled_from(recipe.positions)).map(lambda chosen: _packed(chosen, recipe))
     return st.tuples(plane, plane, plane)
 
 
@@ -158,7 +157,7 @@ def make_record(
 def make_content(volume: str, recipe: Recipe, seed: int) -> Content:
     """All that is put into a store for one volume, by a seed: every rendered slice is valid."""
     arrays = _arrays(recipe, seed)
-    packed = _packed(set(range(recipe.slice_stride // 2, recipe.cube_size, recipe.slice_stride)), recipe)
+    packed = _packed(set(recipe.positions), recipe)
     record = make_record(volume, recipe, arrays, (packed, packed, packed))
     planes = [_array((len(record.valid_slices(plane)), 2, 6), "float16", seed + plane) for plane in range(3)]
     return Content(record, arrays, _captions(record, f"text {seed}"), planes)
@@ -456,12 +455,9 @@ class StoreContract:
         path = tmp_path / "s"
         expected = self.build(path, [1])
         with Store(path) as store:
-            for name in store.volumes.layouts:
-                chunk = store.volumes.chunk_path(name, 0)
-                content = chunk.read_bytes()
+            for name, chunk, _ in _chunks_put_back(store):
                 chunk.unlink()
                 _require_named(store, name, chunk, kind="missing")
-                chunk.write_bytes(content)
         self.require(path, expected)
 
     def test_a_flipped_byte_in_any_chunk_is_an_error_that_names_it(self, tmp_path: Path) -> None:
@@ -469,13 +465,10 @@ class StoreContract:
         path = tmp_path / "s"
         expected = self.build(path, [1])
         with Store(path) as store:
-            for name in store.volumes.layouts:
-                chunk = store.volumes.chunk_path(name, 0)
-                content = chunk.read_bytes()
+            for name, chunk, content in _chunks_put_back(store):
                 for place in (0, len(content) // 2, len(content) - 5, len(content) - 1):
                     chunk.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
                     _require_named(store, name, chunk, kind="damaged")
-                chunk.write_bytes(content)
         self.require(path, expected)
 
     def test_a_refused_case_is_in_quarantine_until_it_is_put(self, tmp_path: Path) -> None:
@@ -525,6 +518,15 @@ def assert_state(actual: State, expected: State) -> None:
 
 def _differing(actual: State, expected: State) -> list[tuple[str, str]]:
     return sorted(key for key in actual.keys() | expected.keys() if actual.get(key) != expected.get(key))
+
+
+def _chunks_put_back(store: Store) -> Iterator[tuple[str, Path, bytes]]:
+    """Name, file and bytes of each chunk of slot 0, which the caller may spoil: the bytes are put back after it."""
+    for name in store.volumes.layouts:
+        chunk = store.volumes.chunk_path(name, 0)
+        content = chunk.read_bytes()
+        yield name, chunk, content
+        chunk.write_bytes(content)
 
 
 def _require_named(store: Store, name: str, chunk: Path, *, kind: str) -> None:

@@ -125,8 +125,8 @@ def _check_seal(store: Store) -> Iterator[Problem]:
 
 
 def _check_former(store: Store, records: list[VolumeRecord]) -> Iterator[Problem]:
+    kind = "unfinished" if store.unfinished() else "surplus"
     for record in records:
-        kind = "unfinished" if store.unfinished() else "surplus"
         message = "is not of the store's recipe; run m3di build-store again, or m3di gc"
         yield Problem(kind, f"volume {record.volume}", message)
 

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from stores.blocks import splitmix64
 from stores.errors import RefusedError
 from stores.index import StoreIndex
 
@@ -135,15 +136,6 @@ class PlaneSliceSampler:
 def keyed_uniform(*key: npt.NDArray[Any] | int) -> npt.NDArray[np.float64]:
     """Uniform numbers in (0, 1), one a key; parts of the key broadcast (splitmix64 of each part in turn)."""
     state = np.zeros((), np.uint64)
-    with np.errstate(over="ignore"):
-        for part in key:
-            state = _splitmix64(np.asarray(state ^ np.asarray(part).astype(np.uint64)))
+    for part in key:
+        state = splitmix64(np.asarray(state ^ np.asarray(part).astype(np.uint64)))
     return np.asarray((np.asarray(state >> np.uint64(11)).astype(np.float64) + 0.5) / 2.0**53)
-
-
-def _splitmix64(value: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-    """One step of splitmix64 (Steele, Lea, Flood, OOPSLA 2014)."""
-    mixed = value + np.uint64(0x9E3779B97F4A7C15)
-    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return np.asarray(mixed ^ (mixed >> np.uint64(31)))
