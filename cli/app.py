@@ -23,6 +23,11 @@ app = typer.Typer(
 
 for name, (command, example) in commands.TABLE.items():
     app.command(name, epilog=f"Example: {example}")(with_common(command))
+for group, (purpose, members) in commands.GROUPS.items():
+    grouped = typer.Typer(help=purpose, no_args_is_help=True, rich_markup_mode=None)
+    for name, (command, example) in members.items():
+        grouped.command(name, epilog=f"Example: {example}")(with_common(command))
+    app.add_typer(grouped, name=group)
 
 
 def _show_version(given: bool) -> None:

@@ -8,6 +8,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from m3di.captions.identity import captioner_fingerprint
+from m3di.captions.registry import captioner_of
+from m3di.captions.stage import caption_volumes
 from m3di.config import Config
 from m3di.events import Report
 from m3di.signals import stop_on_signals
@@ -64,7 +67,7 @@ def build_store(
         Interrupted: On TERM or INT, after the item in hand.
     """
     # Here, because the plan of a build and the cubes of a task need no torch.
-    from m3di.teachers.stage import caption_volumes, embed_volumes, ensure_teacher  # noqa: PLC0415
+    from m3di.teachers.stage import embed_volumes, ensure_teacher  # noqa: PLC0415
 
     datasets = survey(sources, layout=layout, follow_links=config.sources.follow_links)
     for dataset in datasets:
@@ -80,9 +83,11 @@ def build_store(
             first = store.quarantined()[0]
             message = f"no case could be built; {first.case}: {first.message}"
             raise RefusedError(first.code, message, hint=f"see {path / 'quarantine.tsv'} for all of them")
-        described = caption_volumes(store, cases, config, report=report, check=stop.raise_if_set)
-        teacher = ensure_teacher(store, config, device=device, report=report)
-        embedded = embed_volumes(store, teacher, config, device=device, report=report, check=stop.raise_if_set)
+        captioner = captioner_of(config, store)
+        described = caption_volumes(store, captioner, cases, config, report=report, check=stop.raise_if_set)
+        captions = captioner_fingerprint(captioner, config)
+        teacher = ensure_teacher(store, captions, config, device=device, report=report)
+        embedded = embed_volumes(store, teacher, captions, device=device, report=report, check=stop.raise_if_set)
         return BuildSummary(
             store=path,
             cases=len(cases),

@@ -47,14 +47,25 @@ class StorageConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class EndpointConfig:
+    """The server of `captions.captioner = "endpoint"`: any that speaks OpenAI's chat completions with images."""
+
+    url: str = "http://127.0.0.1:8000/v1"
+    model: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
 class CaptionsConfig:
     """Who writes the captions, and whether label maps may be used for them.
 
     `structures` names the anatomy of a label map in the captions: never for a set whose labels will be test data.
+    `file` is the table of `captioner = "table"`.
     """
 
-    captioner: Literal["describe"] = "describe"
+    captioner: Literal["describe", "endpoint", "table"] = "describe"
     structures: bool = False
+    file: str = ""
+    endpoint: EndpointConfig = dataclasses.field(default_factory=EndpointConfig)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,9 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from m3di.build import below_root, cases_of, no_scan
+from m3di.captions.identity import captioner_fingerprint, captions_of, structure_names
+from m3di.captions.registry import captioner_of
 from m3di.config import Config
-from m3di.teachers.describe import Describer
-from m3di.teachers.identity import captioner_fingerprint, captions_of, structure_names, teacher_request
+from m3di.teachers.identity import teacher_request
 from m3di.volumes.cases import Case
 from m3di.volumes.layouts import survey
 from m3di.volumes.prepare import identify
@@ -70,9 +71,10 @@ class _Planner:
         self._store = store
         self._config = config
         self._structures = structure_names(cases) if config.captions.structures else {}
-        self._captioner = captioner_fingerprint(Describer(), config)
+        self._captioner = captioner_of(config, store)
+        self._captions = captioner_fingerprint(self._captioner, config)
         self._refused = {row.case: row for row in store.quarantined()} if store is not None else {}
-        request = teacher_request(config, self._captioner)
+        request = teacher_request(config, self._captions)
         facts = store.facts("request", request) if store is not None else None
         self._teacher: str | None = facts["teacher"] if facts else None
 
@@ -111,7 +113,7 @@ class _Planner:
             return "its slices change"
         if set(_changed_facts(record, case)) & {"modality", "body_part"}:
             return "modality or body part changed"
-        if store.captions(self._captioner, record.volume) is None:
+        if store.captions(self._captions, record.volume) is None:
             return "none by this captioner"
         if self._config.captions.structures and record.label_digest != label:
             return "its label map changed"

@@ -18,7 +18,7 @@ from stores.atomic import disk_errors
 from stores.errors import DamagedError, ResourceError
 from stores.recipe import canonical_json
 
-TABLES: Final = ("meta", "volumes", "captions", "embedded", "rows", "quarantine", "index")
+TABLES: Final = ("meta", "volumes", "captions", "embedded", "rows", "quarantine", "index", "facts", "replies")
 INDEXED: Final = frozenset({"volumes", "embedded"})  # what the index is made of: a write to them empties it
 MAX_READERS: Final = 1022
 MAP_SIZE: Final = 1 << 40  # address space, not disk: the file grows with what is written

@@ -75,7 +75,7 @@ class ResourceError(M3diError):
     """Out of a resource; what was committed is intact and a rerun continues."""
 
     exit_code = 5
-    codes = frozenset({"E_DISK", "E_MEMORY", "E_WORKER"})
+    codes = frozenset({"E_DISK", "E_MEMORY", "E_WORKER", "E_NETWORK"})
 
 
 class LockedError(M3diError):

@@ -47,6 +47,10 @@ def merge(target: Store, sources: Sequence[Store], *, report: Callable[..., None
             check()
             copied += _copy_volume(target, source, record)
             report("committed", volume=record.volume, stage="merge")
+        for key in source.replies():
+            reply = source.reply(key)
+            if reply is not None and target.reply(key) is None:
+                target.commit_reply(key, reply)
         for row in source.quarantined():
             if target.find(row.case) is None and row not in target.quarantined():
                 target.commit_quarantine(row)
@@ -110,7 +114,8 @@ def _copy_volume(target: Store, source: Store, record: VolumeRecord) -> bool:
     for captioner in source.captioners(record.volume):
         captions = source.captions(captioner, record.volume)
         if captions is not None and target.captions(captioner, record.volume) != captions:
-            target.commit_captions(captioner, record.volume, captions)
+            facts = source.slice_facts(captioner, record.volume) or ()
+            target.commit_captions(captioner, record.volume, captions, facts=facts)
     for fingerprint in source.row_sets(record.volume):
         rows = source.rows_record(fingerprint, record.volume)
         if rows is not None and target.rows_record(fingerprint, record.volume) != rows:

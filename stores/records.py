@@ -144,15 +144,18 @@ class Captions:
     Attributes:
         item_digest: What was described, as the captioner says (format version 1: the volume's `item_digest`).
         texts: Per plane, one text a valid slice, in ascending order of position.
+        sources: Per plane, one letter a text that says how it came to be (`m3di.captions.captioner.SOURCES`); empty
+            where the captioner has but one way.
     """
 
     item_digest: str
     texts: tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]
+    sources: tuple[str, str, str] = ("", "", "")
 
     @property
     def digest(self) -> str:
         """Digest of volume and texts."""
-        return digest_of(asdict(self))
+        return digest_of({"item_digest": self.item_digest, "texts": self.texts})
 
     def to_dict(self) -> dict[str, Any]:
         """Return the captions as JSON-ready values."""
@@ -162,7 +165,8 @@ class Captions:
     def from_dict(cls, fields: Mapping[str, Any]) -> "Captions":
         """Rebuild captions from `to_dict`."""
         axial, coronal, sagittal = (tuple(texts) for texts in fields["texts"])
-        return cls(fields["item_digest"], (axial, coronal, sagittal))
+        sources = fields.get("sources", ("", "", ""))
+        return cls(fields["item_digest"], (axial, coronal, sagittal), (sources[0], sources[1], sources[2]))
 
 
 def pack_bits(valid: npt.NDArray[np.bool_]) -> str:

@@ -184,6 +184,16 @@ class Store:
             fields = transaction.get_json("captions", derived_key(captioner, volume))
         return None if fields is None else Captions.from_dict(fields)
 
+    def slice_facts(self, captioner: str, volume: str) -> list[list[dict[str, Any]]] | None:
+        """What a captioner measured of a volume: per plane, one JSON object a valid slice; None when it kept none."""
+        with self._database.reading() as transaction:
+            return transaction.get_json("facts", derived_key(captioner, volume))
+
+    def reply(self, key: str) -> dict[str, Any] | None:
+        """What a captioning server once answered, by the digest of what it was asked; None when it was not."""
+        with self._database.reading() as transaction:
+            return transaction.get_json("replies", key.encode())
+
     def rows_record(self, teacher: str, volume: str) -> RowsRecord | None:
         """The commit record of a volume's rows by a teacher, None when there is none."""
         with self._database.reading() as transaction:
@@ -344,10 +354,27 @@ class Store:
             self.volumes.remove(replaced.slot)
         return committed
 
-    def commit_captions(self, captioner: str, volume: str, captions: Captions) -> None:
-        """Make a volume's captions durable."""
+    def commit_captions(
+        self, captioner: str, volume: str, captions: Captions, *, facts: Sequence[Sequence[Mapping[str, Any]]] = ()
+    ) -> None:
+        """Make a volume's captions durable, with the facts of each slice if its captioner measured some."""
+        key = derived_key(captioner, volume)
         with self._changing() as transaction:
-            transaction.put_json("captions", derived_key(captioner, volume), captions.to_dict())
+            transaction.put_json("captions", key, captions.to_dict())
+            if facts:
+                transaction.put_json("facts", key, [list(plane) for plane in facts])
+            else:
+                transaction.delete("facts", key)
+
+    def commit_reply(self, key: str, reply: Mapping[str, Any]) -> None:
+        """Make what a server answered durable, so that no later run asks (and pays) again; threads may do so."""
+        with self._database.writing() as transaction:
+            transaction.put_json("replies", key.encode(), dict(reply))
+
+    def replies(self) -> list[str]:
+        """Keys of all answers that the store keeps, sorted."""
+        with self._database.reading() as transaction:
+            return [key.decode() for key in transaction.keys("replies")]
 
     def commit_rows(
         self, fingerprint: str, record: VolumeRecord, planes: Sequence[Rows], *,
@@ -459,6 +486,8 @@ class Store:
                 transaction.delete("volumes", volume_key(volume))
             for table, key in derived:
                 transaction.delete(table, key)
+                if table == "captions":
+                    transaction.delete("facts", key)
                 if table == "embedded":
                     for plane in range(3):
                         transaction.delete("rows", key + f"/{plane}".encode())

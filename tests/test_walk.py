@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from m3di.build import build_store
+from m3di.captions.stage import slice_position
 from m3di.config import load_config
 from m3di.evaluation.evaluate import evaluate
 from m3di.evaluation.inference import predict_scans
 from m3di.events import ignore
 from m3di.query import by_slice, by_text
-from m3di.teachers.stage import slice_position
 from m3di.training import checkpoint
 from m3di.training.finetune import finetune
 from m3di.training.pretrain import pretrain

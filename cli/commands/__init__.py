@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+from cli.commands import captions, teacher
 from cli.commands.build_store import build_store
 from cli.commands.demo import demo
 from cli.commands.diff import diff
@@ -30,4 +31,9 @@ TABLE: dict[str, tuple[Callable[..., None], str]] = {
     "query": (query, 'm3di query "slice through the liver" --top 5'),
     "demo": (demo, "m3di demo --out m3di-demo"),
     "doctor": (doctor, "m3di doctor"),
+}
+
+GROUPS: dict[str, tuple[str, dict[str, tuple[Callable[..., None], str]]]] = {
+    "captions": ("Plan, write, import, export and check captions.", captions.TABLE),
+    "teacher": ("Look at, fit, pack and check frozen 2D vision-language models.", teacher.TABLE),
 }

@@ -24,7 +24,8 @@ def build_store(
     teacher: Annotated[
         str | None, typer.Option(help="embedded, an open_clip ARCH@TAG, hf-hub:ID, local-dir:PATH")
     ] = None,
-    captioner: Annotated[str | None, typer.Option(help="who writes the captions: describe")] = None,
+    captioner: Annotated[str | None, typer.Option(help="who writes captions: describe, endpoint or table")] = None,
+    captions: Annotated[Path | None, typer.Option(help="table of captions: CSV, JSONL or Parquet")] = None,
     slice_stride: Annotated[
         int | None, typer.Option(help="every how many positions of the cube a slice is taken")
     ] = None,
@@ -40,7 +41,10 @@ def build_store(
 
     output = common.output
     config = common.load_config(
-        teacher__spec=teacher, captions__captioner=captioner, volumes__slice_stride=slice_stride
+        teacher__spec=teacher,
+        volumes__slice_stride=slice_stride,
+        captions__captioner="table" if captions and captioner is None else captioner,
+        captions__file=str(captions) if captions else None,
     )
     sources, path = source_paths(source), store_path(store)
     if dry_run:

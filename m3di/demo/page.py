@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from m3di.captions.stage import slice_images
 from m3di.evaluation.evaluate import Evaluation
 from m3di.evaluation.inference import load_predictor
 from m3di.evaluation.retrieval import RetrievalScores
@@ -25,7 +26,6 @@ from m3di.report import (
     Table,
 )
 from m3di.report.pictures import PALETTE, enlarge, overlay
-from m3di.teachers.stage import slice_images
 from m3di.training import checkpoint
 from m3di.training.runtime import read_metrics
 from m3di.volumes import readers

@@ -1,4 +1,4 @@
-"""The build's second half: captions for every slice, a teacher fitted to them and frozen, and its embeddings."""
+"""The build's second half: a teacher fitted to the slices and their captions and frozen, and its embeddings."""
 
 import hashlib
 from collections.abc import Callable, Sequence
@@ -6,47 +6,24 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 
+from m3di.captions.stage import slice_images, slice_position
 from m3di.config import Config
 from m3di.events import Report
 from m3di.tasks.split import nested_order, share_of
 from m3di.teachers.clip import Teacher, load_teacher, save_teacher
-from m3di.teachers.describe import Captioner, Describer, SliceFacts
-from m3di.teachers.identity import captioner_fingerprint, captions_of, described, structure_names, teacher_request
+from m3di.teachers.identity import teacher_request
 from m3di.teachers.tuning import HeadFit, fit_heads, retrieval_card
 from m3di.training.runtime import pick_device, prepare_process
-from m3di.volumes.cases import Case
 from stores import Store
 from stores.errors import DamagedError
-from stores.geometry import NORMAL_AXIS, PLANES
-from stores.recipe import Recipe
+from stores.geometry import PLANES
 from stores.records import Captions, VolumeRecord
 
 Check = Callable[[], None]
 
 
-def caption_volumes(store: Store, cases: Sequence[Case], config: Config, *, report: Report, check: Check) -> int:
-    """Caption the volumes whose captions are not up to date; returns how many."""
-    structures = structure_names(cases) if config.captions.structures else {}
-    captioner = Describer()
-    fingerprint = captioner_fingerprint(captioner, config)
-    store.commit_facts("captioner", fingerprint, {"name": "describe", "structures": config.captions.structures})
-    stale = [r for r in store.records() if captions_of(store, fingerprint, r, config, structures) is None]
-    report("begin", stage="captions", volumes=len(stale))
-    for record in stale:
-        check()
-        texts = [_describe_plane(store, captioner, record, plane, structures) for plane in range(len(PLANES))]
-        store.commit_captions(
-            fingerprint,
-            record.volume,
-            Captions(described(store, record, config, structures), (texts[0], texts[1], texts[2])),
-        )
-        report("committed", volume=record.volume, stage="captions")
-    return len(stale)
-
-
-def ensure_teacher(store: Store, config: Config, *, device: str, report: Report) -> str:
+def ensure_teacher(store: Store, captioner: str, config: Config, *, device: str, report: Report) -> str:
     """Fingerprint of the store's frozen teacher for these settings; fitted and kept when there is none yet."""
-    captioner = captioner_fingerprint(Describer(), config)
     request = teacher_request(config, captioner)
     known = store.facts("request", request)
     if known is None:
@@ -59,10 +36,9 @@ def ensure_teacher(store: Store, config: Config, *, device: str, report: Report)
 
 
 def embed_volumes(
-    store: Store, fingerprint: str, config: Config, *, device: str, report: Report, check: Check
+    store: Store, fingerprint: str, captioner: str, *, device: str, report: Report, check: Check
 ) -> int:
     """Embed the volumes whose rows are not up to date, then make this teacher the current one; returns how many."""
-    captioner = captioner_fingerprint(Describer(), config)
     stale = []
     for record in store.records():
         captions = _captions(store, captioner, record)
@@ -95,38 +71,6 @@ def kept_teacher(store: Store, fingerprint: str, *, device: str) -> Teacher:
             "E_WEIGHTS", f"the teacher in {folder} is not the one that was kept", hint="run m3di verify"
         )
     return teacher
-
-
-def slice_images(store: Store, record: VolumeRecord, plane: int) -> np.ndarray:
-    """The rendered images of a plane's valid slices, in ascending order of position: (s, y, x) uint8."""
-    images = store.volumes.read(PLANES[plane], record.slot)
-    return images[record.valid_slices(plane) // store.recipe.slice_stride]
-
-
-def slice_position(record: VolumeRecord, recipe: Recipe, plane: int, index: int) -> float:
-    """Where a slice lies within the scan along its plane's normal: 0 inferior, posterior or left, 1 the other end."""
-    start, stop = record.chain(recipe).inside[NORMAL_AXIS[plane]]
-    return float(np.clip((index - start + 0.5) / (stop - start), 0, 1))
-
-
-def _describe_plane(
-    store: Store, captioner: Captioner, record: VolumeRecord, plane: int, structures: dict[str, dict[int, str]]
-) -> tuple[str, ...]:
-    names = structures.get(record.dataset, {}) if "label" in record.objects else {}
-    label = store.volumes.read("label", record.slot) if names else None
-    facts = []
-    for index in record.valid_slices(plane):
-        position = slice_position(record, store.recipe, plane, int(index))
-        present = () if label is None else _present(label.take(index, axis=NORMAL_AXIS[plane]), names)
-        facts.append(SliceFacts(plane, position, record.modality, record.body_part, present))
-    return tuple(captioner.caption(slice_images(store, record, plane), facts)) if facts else ()
-
-
-def _present(label: np.ndarray, names: dict[int, str]) -> tuple[str, ...]:
-    """Names of the structures in a slice of a label map, largest first."""
-    values, counts = np.unique(label, return_counts=True)
-    largest = values[np.argsort(-counts, kind="stable")]
-    return tuple(names[int(value)] for value in largest if value and int(value) in names)
 
 
 def _captions(store: Store, captioner: str, record: VolumeRecord) -> Captions:

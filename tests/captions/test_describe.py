@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from m3di.teachers.describe import Describer, SliceFacts, describe
+from m3di.captions.captioner import ShownPlane, ShownVolume, SliceFacts
+from m3di.captions.describe import Describer, describe
 from m3di.teachers.libraries import import_open_clip
 from stores.errors import CaseError
 
@@ -127,8 +128,8 @@ def test_refuses_facts_out_of_range(bad):
 
 def test_describer_captions_a_list_and_its_fingerprint_follows_the_settings():
     images = np.stack([BLANK, BLANK])
-    facts = [SliceFacts(0, 0.0, "CT", "chest"), SliceFacts(0, 1.0, "CT", "chest")]
-    assert Describer().caption(images, facts) == [describe(BLANK, fact) for fact in facts]
+    facts = (SliceFacts(0, 0.0, "CT", "chest"), SliceFacts(0, 1.0, "CT", "chest"))
+    empty = ShownPlane(images[:0], (), ())
+    shown = ShownVolume("v", (ShownPlane(images, facts, (0, 1)), empty, empty))
+    assert Describer().caption(shown).texts == (tuple(describe(BLANK, fact) for fact in facts), (), ())
     assert Describer().fingerprint == Describer().fingerprint != Describer(max_structures=3).fingerprint
-    with pytest.raises(ValueError, match="zip"):
-        Describer().caption(images, facts[:1])

@@ -3,23 +3,19 @@
 Words retrieve better than numbers and cost fewer tokens; the place comes first, so that it survives truncation.
 """
 
-import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Final, Protocol, runtime_checkable
+from typing import Final
 
 import numpy as np
 from jaxtyping import UInt8
 
-from stores.errors import CaseError
+from m3di.captions.captioner import ShownVolume, SliceFacts, Written
 from stores.geometry import PLANES
 from stores.recipe import digest_of
 
 VERSION: Final = 1  # raise whenever the same slice and facts would be captioned otherwise
 
-_MODALITIES: Final = ("CT", "MR", "unknown")
-# Names of anatomy have at most two digits in a row ("vertebrae T12"); ids, dates and paths do not get through.
-_NAME: Final = re.compile(r"(?!.*\d{3})[A-Za-z0-9 _(),+'-]{0,60}")
 _UNNAMED: Final = frozenset({"", "unknown", "other"})
 _ENDS: Final = (("lower", "upper"), ("back", "front"), ("left", "right"))  # by plane, where position is 0 and 1
 _ROWS: Final = ("top", "", "bottom")
@@ -49,52 +45,6 @@ _BRIGHT: Final = ((0.03, "scattered"), (0.1, "small"), (0.25, "medium-sized"), (
 
 
 @dataclass(frozen=True)
-class SliceFacts:
-    """What is known of a slice besides its pixels.
-
-    Attributes:
-        plane: Index into `stores.geometry.PLANES`.
-        position: Place along the plane's normal inside the scan: 0 the inferior, posterior or left end, 1 the other.
-        modality: `CT`, `MR` or `unknown`.
-        body_part: Name of the imaged part; empty or `unknown` when not known.
-        structures: Names of the structures in the slice, largest first.
-
-    Raises:
-        CaseError: E_CAPTION, when a value is out of range, or a name looks like an id, a date or a path.
-    """
-
-    plane: int
-    position: float
-    modality: str
-    body_part: str
-    structures: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        if self.plane not in range(len(PLANES)):
-            raise CaseError("E_CAPTION", f"plane {self.plane} is not one of 0 to {len(PLANES) - 1}")
-        if not 0 <= self.position <= 1:
-            raise CaseError("E_CAPTION", f"position {self.position} is not between 0 and 1")
-        if self.modality not in _MODALITIES:
-            raise CaseError("E_CAPTION", f"modality {self.modality!r} is not one of {', '.join(_MODALITIES)}")
-        for name in (self.body_part, *self.structures):
-            if not _NAME.fullmatch(name):
-                hint = "name it in words, with at most two digits in a row"
-                raise CaseError("E_CAPTION", f"{name!r} does not look like a name of anatomy", hint=hint)
-
-
-@runtime_checkable
-class Captioner(Protocol):
-    """Gives text for slices; the same fingerprint promises the same texts."""
-
-    @property
-    def fingerprint(self) -> str:
-        """Hex digest of everything that determines the captions."""
-
-    def caption(self, images: UInt8[np.ndarray, "s y x"], facts: Sequence[SliceFacts]) -> list[str]:
-        """Return one caption for each slice."""
-
-
-@dataclass(frozen=True)
 class Describer:
     """The captioner that needs no model.
 
@@ -105,14 +55,26 @@ class Describer:
     max_structures: int = 6
 
     @property
+    def name(self) -> str:
+        """As in `--captioner`."""
+        return "describe"
+
+    @property
     def fingerprint(self) -> str:
         """Hex digest of version and settings."""
         return digest_of({"captioner": "describe", "version": VERSION, **asdict(self)})
 
-    def caption(self, images: UInt8[np.ndarray, "s y x"], facts: Sequence[SliceFacts]) -> list[str]:
-        """Return one caption for each slice; `facts` has as many items as `images`."""
-        pairs = zip(images, facts, strict=True)
-        return [describe(image, fact, max_structures=self.max_structures) for image, fact in pairs]
+    def of_volume(self, volume: str) -> str:
+        """Nothing beside what is shown."""
+        return ""
+
+    def caption(self, shown: ShownVolume) -> Written:
+        """One caption a slice."""
+        texts = [
+            tuple(describe(i, f, max_structures=self.max_structures) for i, f in zip(p.images, p.facts, strict=True))
+            for p in shown.planes
+        ]
+        return Written((texts[0], texts[1], texts[2]))
 
 
 def describe(image: UInt8[np.ndarray, "y x"], facts: SliceFacts, *, max_structures: int = 6) -> str:

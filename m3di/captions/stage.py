@@ -1,0 +1,113 @@
+"""The build's captions: a captioner is shown each volume, and what it writes is kept. Needs no torch."""
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from m3di.captions.captioner import SOURCES, Captioner, ShownPlane, ShownVolume, SliceFacts
+from m3di.captions.identity import Structures, captioner_fingerprint, captions_of, described, structure_names
+from m3di.captions.registry import captioner_of
+from m3di.config import Config
+from m3di.events import Report
+from m3di.signals import stop_on_signals
+from m3di.volumes.cases import Case
+from stores import Store
+from stores.errors import RefusedError
+from stores.geometry import NORMAL_AXIS, PLANES
+from stores.recipe import Recipe
+from stores.records import Captions, VolumeRecord
+
+
+def caption_volumes(
+    store: Store,
+    captioner: Captioner,
+    cases: Sequence[Case],
+    config: Config,
+    *,
+    report: Report,
+    check: Callable[[], None],
+) -> int:
+    """Caption the volumes whose captions are not up to date; returns how many."""
+    structures = structure_names(cases) if config.captions.structures else {}
+    fingerprint = captioner_fingerprint(captioner, config)
+    store.commit_facts("captioner", fingerprint, {"name": captioner.name, "structures": config.captions.structures})
+    stale = [r for r in store.records() if captions_of(store, captioner, r, config, structures) is None]
+    report("begin", stage="captions", volumes=len(stale))
+    for record in stale:
+        check()
+        written = captioner.caption(show(store, record, structures))
+        captions = Captions(described(store, captioner, record, config, structures), written.texts, written.sources)
+        store.commit_captions(fingerprint, record.volume, captions, facts=written.facts)
+        report("committed", volume=record.volume, stage="captions")
+    return len(stale)
+
+
+def caption_store(path: Path, config: Config, *, report: Report) -> dict[str, Any]:
+    """Caption the volumes of a store, without a teacher: what `m3di captions run` does.
+
+    Label maps are named only by a build, which knows their names.
+
+    Raises:
+        RefusedError: E_CONFIG, when structures are to be named, or a setting of the captioner is missing.
+    """
+    if config.captions.structures:
+        hint = "run m3di build-store, which reads the names of the sets"
+        raise RefusedError("E_CONFIG", "captions.structures needs the names of the label maps", hint=hint)
+    with Store(path, writable=True, wait_s=config.storage.wait_s) as store, stop_on_signals() as stop:
+        captioner = captioner_of(config, store)
+        described = caption_volumes(store, captioner, [], config, report=report, check=stop.raise_if_set)
+        records = store.records()
+        fingerprint = captioner_fingerprint(captioner, config)
+        written = [store.captions(fingerprint, record.volume) for record in records]
+        letters = Counter("".join("".join(captions.sources) for captions in written if captions is not None))
+        return {
+            "captioner": captioner.name, "volumes": len(records), "described": described,
+            "texts": {SOURCES[letter]: count for letter, count in sorted(letters.items())},
+        }  # fmt: skip
+
+
+def show(store: Store, record: VolumeRecord, structures: Structures) -> ShownVolume:
+    """What a captioner is shown of a volume; `structures` is empty unless label maps may be named."""
+    axial, coronal, sagittal = (_show_plane(store, record, plane, structures) for plane in range(len(PLANES)))
+    return ShownVolume(record.volume, (axial, coronal, sagittal))
+
+
+def slice_images(store: Store, record: VolumeRecord, plane: int) -> np.ndarray:
+    """The rendered images of a plane's valid slices, in ascending order of position: (s, y, x) uint8."""
+    images = store.volumes.read(PLANES[plane], record.slot)
+    return images[record.valid_slices(plane) // store.recipe.slice_stride]
+
+
+def slice_position(record: VolumeRecord, recipe: Recipe, plane: int, index: int) -> float:
+    """Where a slice lies within the scan along its plane's normal: 0 inferior, posterior or left, 1 the other end."""
+    start, stop = record.chain(recipe).inside[NORMAL_AXIS[plane]]
+    return float(np.clip((index - start + 0.5) / (stop - start), 0, 1))
+
+
+def _show_plane(store: Store, record: VolumeRecord, plane: int, structures: Structures) -> ShownPlane:
+    names = structures.get(record.dataset, {}) if "label" in record.objects else {}
+    label = store.volumes.read("label", record.slot) if names else None
+    slices = tuple(int(index) for index in record.valid_slices(plane))
+    chain = record.chain(store.recipe)
+    facts = []
+    for index in slices:
+        position = slice_position(record, store.recipe, plane, index)
+        present = () if label is None else _present(label.take(index, axis=NORMAL_AXIS[plane]), names)
+        facts.append(
+            SliceFacts(
+                plane, position, record.modality, record.body_part, present,
+                offset_mm=(index + 0.5 - store.recipe.cube_size / 2) * chain.voxel_mm,
+                pixel_mm=chain.edge_mm / store.recipe.slice_size,
+            )
+        )  # fmt: skip
+    return ShownPlane(slice_images(store, record, plane), tuple(facts), slices)
+
+
+def _present(label: np.ndarray, names: Mapping[int, str]) -> tuple[str, ...]:
+    """Names of the structures in a slice of a label map, largest first."""
+    values, counts = np.unique(label, return_counts=True)
+    largest = values[np.argsort(-counts, kind="stable")]
+    return tuple(names[int(value)] for value in largest if value and int(value) in names)
