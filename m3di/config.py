@@ -48,10 +48,42 @@ class StorageConfig:
 
 @dataclasses.dataclass(frozen=True)
 class EndpointConfig:
-    """The server of `captions.captioner = "endpoint"`: any that speaks OpenAI's chat completions with images."""
+    """The server of `captions.captioner = "endpoint"`: any that speaks OpenAI's chat completions with images.
+
+    Every `every`-th slice of a plane is sent, as pixels (scaled to `image_px` on the longer side; 0: as stored) and
+    fixed words; a caption has at most `max_words` of the model's.
+
+    `concurrency` requests run at once. A request gets `timeout_s`; when the server cannot be reached or asks to wait
+    it is sent up to `attempts` times; when the server fails on it, `image_attempts` times, after which the slice goes
+    without the model, at most `max_poison` times a run.
+
+    Caps are per run, and what is answered already costs nothing: `max_requests`, `max_tokens_total`, and `max_cost` at
+    `price_input` and `price_output` per million tokens. `pilot` is how many slices `captions plan` really asks about.
+
+    A host that is not this machine must be named by `allow_host`, and over plain http be allowed by
+    `allow_plain_http`; the key is read from the environment variable `key_variable`.
+    """
 
     url: str = "http://127.0.0.1:8000/v1"
     model: str = ""
+    every: Positive = 8
+    image_px: Annotated[int, Ge(0), Le(4096)] = 0
+    max_words: Annotated[int, Ge(5), Le(400)] = 40
+    temperature: Annotated[float, Ge(0)] = 0.0
+    concurrency: Annotated[int, Gt(0), Le(256)] = 4
+    timeout_s: PositiveFloat = 120.0
+    attempts: Annotated[int, Gt(0), Le(10)] = 6
+    image_attempts: Annotated[int, Gt(0), Le(10)] = 3
+    max_poison: Annotated[int, Ge(0)] = 20
+    max_requests: Positive | None = None
+    max_tokens_total: Positive | None = None
+    max_cost: PositiveFloat | None = None
+    price_input: Annotated[float, Ge(0)] = 0.0
+    price_output: Annotated[float, Ge(0)] = 0.0
+    pilot: Annotated[int, Ge(0)] = 0
+    allow_host: str = ""
+    allow_plain_http: bool = False
+    key_variable: str = "OPENAI_API_KEY"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,24 +91,40 @@ class CaptionsConfig:
     """Who writes the captions, and whether label maps may be used for them.
 
     `structures` names the anatomy of a label map in the captions: never for a set whose labels will be test data.
-    `file` is the table of `captioner = "table"`.
+    `file` is the table of `captioner = "table"`, which must speak of every slice if `complete`. `max_tokens` is how long a text of `captioner = "describe"` may be:
+    the teacher's context less its two special tokens.
     """
 
     captioner: Literal["describe", "endpoint", "table"] = "describe"
     structures: bool = False
     file: str = ""
+    complete: bool = False
+    max_tokens: Annotated[int, Ge(20)] = 75
     endpoint: EndpointConfig = dataclasses.field(default_factory=EndpointConfig)
 
 
 @dataclasses.dataclass(frozen=True)
 class TeacherConfig:
-    """The frozen 2D model, and how its projection heads are fitted to the store's slice-caption pairs first."""
+    """The frozen 2D model, and how it is fitted to the store's slice-caption pairs first (paper, section 2).
+
+    `fit` chooses the projection heads alone, at `fit_learning_rate`, or both towers whole, at
+    `fit_tower_learning_rate`, `fit_micro_batch` slices of a batch at a time; `fit_steps` 0 leaves the model as it is.
+    `fit_slices` slices of all volumes take part, those of the training subjects in the fit, the others in the card.
+    `dense_dim`, when not 0, keeps the patch features of every slice too, reduced to that many principal components of
+    the patches of `dense_slices` training slices.
+    """
 
     spec: str = "embedded"
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    fit: Literal["heads", "towers"] = "heads"
     fit_steps: Annotated[int, Ge(0)] = 500
     fit_learning_rate: PositiveFloat = 1e-3
+    fit_tower_learning_rate: PositiveFloat = 1e-5
     fit_batch_size: Positive = 256
-    fit_slices: Positive = 4096
+    fit_micro_batch: Positive = 32
+    fit_slices: Positive = 5120
+    dense_dim: Annotated[int, Ge(0)] = 0
+    dense_slices: Positive = 1024
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,7 +149,10 @@ class PSATConfig:
 
 @dataclasses.dataclass(frozen=True)
 class PretrainConfig:
-    """Pretraining: sizes, optimiser, schedule, and how often to look, log and save (in steps)."""
+    """Pretraining: sizes, optimiser, schedule, and how often to look, log and save (in steps).
+
+    `random_teacher` allows a store whose teacher was never trained: a control experiment.
+    """
 
     slices_per_volume: Positive = 8
     plane_weights: tuple[Annotated[float, Ge(0)], Annotated[float, Ge(0)], Annotated[float, Ge(0)]] = (1.0, 1.0, 1.0)
@@ -116,6 +167,7 @@ class PretrainConfig:
     text_weight: Annotated[float, Ge(0)] = 1.0
     max_gradient_norm: PositiveFloat = 1.0
     intensity_augmentation: bool = True
+    random_teacher: bool = False
     precision: Literal["float32", "bfloat16"] = "float32"
     compile: bool = False
     checkpoint_every: Positive = 500

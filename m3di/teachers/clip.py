@@ -1,6 +1,7 @@
 """The frozen 2D vision-language teacher: slices and captions to L2-normalised embeddings (paper, section 2)."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
@@ -8,23 +9,26 @@ from typing import Any, Final
 import torch
 import torch.nn.functional as F
 
+from m3di.teachers.dense import PatchProjection
 from m3di.teachers.embedded import embedded_towers
 from m3di.teachers.folder import read_towers, write_towers
-from m3di.teachers.hub import hub_towers
+from m3di.teachers.hub import checkpoint_towers, hub_towers, random_towers
 from m3di.teachers.towers import (
+    Model,
     TwoTower,
     image_head,
     image_trunk,
     text_head,
     text_trunk,
     trims_padding,
+    trunk_with_patches,
     weights_digest,
 )
 from m3di.types import Float, Int64, Tensor, UInt8
 from stores.errors import RefusedError
 from stores.recipe import digest_of
 
-VERSION: Final = 1  # raise whenever the same weights would give other embeddings
+VERSION: Final = 2  # raise whenever the same weights would give other embeddings
 DTYPES: Final = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 _PROBE: Final = "Axial CT slice of the upper abdomen, near its centre, 1234."  # its token ids tell tokenizers apart
@@ -43,7 +47,6 @@ class Teacher:
         dtype: Arithmetic of the image trunk, `float32` or `bfloat16`; heads and text tower stay in float32.
         device: Where the model is.
         batch_size: Slices encoded at a time.
-        card: How well it retrieves, if someone has measured it; not part of the fingerprint, not saved.
     """
 
     def __init__(
@@ -56,17 +59,21 @@ class Teacher:
             raise RefusedError("E_CONFIG", f"unknown dtype {dtype!r}", hint=f"use auto, {' or '.join(DTYPES)}")
         # On a CPU 8 slices stay in its caches: 1.2 to 1.4 times faster than 32.
         self.batch_size = batch_size or (8 if self.device.type == "cpu" else 128)
-        self.card: dict[str, Any] = {}
         model = towers.model.to(self.device).eval().requires_grad_(False)
         self._image_head, self._text_head = image_head(model), text_head(model)
         self._image_trunk = image_trunk(model, self._image_head, DTYPES[self.dtype])
         self._text_trunk = text_trunk(model, self._text_head)
-        self._preprocess = _Preprocess(towers.config["preprocess_cfg"], model.visual.image_size, self.device)
+        self._preprocess = Preprocess(towers.config["preprocess_cfg"], model.visual.image_size, self.device)
 
     @property
     def embedding_dim(self) -> int:
         """Width of the embeddings."""
         return int(self.towers.config["model_cfg"]["embed_dim"])
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width that the image tower takes."""
+        return self._preprocess.size
 
     @cached_property
     def fingerprint(self) -> str:
@@ -92,20 +99,63 @@ class Teacher:
         """
         if not len(images):
             return torch.zeros(0, self.embedding_dim, device=self.device)
-        features = self.image_features(images)
+        return self.project_image(self.image_features(images))
+
+    def encode_image_and_patches(
+        self, images: UInt8[Tensor, "s y x"]
+    ) -> tuple[Float[Tensor, "s e"], Float[Tensor, "s h w c"]]:
+        """Embed grey slices and give the patch features that the embeddings are pooled from, in the same pass.
+
+        Raises:
+            RefusedError: E_CONFIG, for an architecture without a patch grid.
+        """
+        with torch.inference_mode():
+            batches = images.split(self.batch_size)
+            low = DTYPES[self.dtype]
+            both = [trunk_with_patches(self._image_trunk, self.pixels(batch).to(low)) for batch in batches]
+            pooled = torch.cat([features.float() for features, _ in both])
+            patches = torch.cat([grid.float() for _, grid in both])
+        return self.project_image(pooled.clone()), patches.clone()
+
+    def with_model(self, model: Model) -> "Teacher":
+        """The same teacher with another model of its architecture."""
+        towers = replace(self.towers, model=model)
+        return Teacher(towers, device=str(self.device), dtype=self.dtype, batch_size=self.batch_size)
+
+    def shares_trunks(self, other: "Teacher") -> bool:
+        """Whether both have the same weights before their heads, in the same tensors."""
+        heads = {id(p) for head in (self._image_head, self._text_head) if head for p in head.parameters()}
+        own = {id(p) for p in self.towers.model.parameters()} - heads - {id(self.towers.model.logit_scale)}
+        return own <= {id(p) for p in other.towers.model.parameters()}
+
+    def pixels(self, images: UInt8[Tensor, "s y x"]) -> Float[Tensor, "s 3 h w"]:
+        """What the image tower takes for some slices, float32, on the device."""
+        return self._preprocess(images).to(memory_format=torch.channels_last)
+
+    def tokens(self, texts: Sequence[str]) -> Int64[Tensor, "s n"]:
+        """What the text tower takes for some texts, no longer than the longest needs, on the device."""
+        tokens = self.towers.tokenizer(list(texts)).to(self.device)
+        return tokens[:, : int(self._token_counts(tokens).max())]
+
+    def project_image(self, features: Float[Tensor, "s c"]) -> Float[Tensor, "s e"]:
+        """Embeddings of `image_features`."""
         return F.normalize(self._image_head(features) if self._image_head else features, dim=-1)
+
+    def project_text(self, features: Float[Tensor, "s c"]) -> Float[Tensor, "s e"]:
+        """Embeddings of `text_features`."""
+        return F.normalize(self._text_head(features) if self._text_head else features, dim=-1)
 
     def encode_text(self, texts: Sequence[str]) -> Float[Tensor, "s e"]:
         """Embed texts: L2-normalised float32 rows, equal for equal texts whatever their order."""
         if not texts:
             return torch.zeros(0, self.embedding_dim, device=self.device)
-        features = self.text_features(texts)
-        return F.normalize(self._text_head(features) if self._text_head else features, dim=-1)
+        return self.project_text(self.text_features(texts))
 
     def image_features(self, images: UInt8[Tensor, "s y x"]) -> Float[Tensor, "s c"]:
         """Give the image trunk's output before the projection head, float32; `images` holds at least one slice."""
         with torch.inference_mode():
-            batches = [self._image_trunk(self._pixels(batch)).float() for batch in images.split(self.batch_size)]
+            low = DTYPES[self.dtype]
+            batches = [self._image_trunk(self.pixels(part).to(low)).float() for part in images.split(self.batch_size)]
             features = torch.cat(batches)
         return features.clone()  # outside of inference mode: a tensor that the heads can be fitted to
 
@@ -130,15 +180,12 @@ class Teacher:
             return torch.full((len(tokens),), tokens.shape[1], device=tokens.device)
         return (tokens != self.towers.model.text.config.pad_token_id).sum(dim=1)
 
-    def _pixels(self, images: UInt8[Tensor, "s y x"]) -> Float[Tensor, "s 3 h w"]:
-        return self._preprocess(images).to(DTYPES[self.dtype], memory_format=torch.channels_last)
 
-
-class _Preprocess:
+class Preprocess:
     """Grey slices to the model's input: resized, three channels, its mean and standard deviation."""
 
     def __init__(self, config: Mapping[str, Any], size: int | tuple[int, int], device: torch.device) -> None:
-        self.size = (size, size) if isinstance(size, int) else tuple(size)
+        self.size = (size, size) if isinstance(size, int) else (size[0], size[1])
         self.interpolation = "bilinear" if config.get("interpolation") == "bilinear" else "bicubic"
         self.device = device
         self.mean, self.std = (
@@ -148,10 +195,16 @@ class _Preprocess:
 
     def __call__(self, images: UInt8[Tensor, "s y x"]) -> Float[Tensor, "s 3 h w"]:
         """Squash to the model's size: slices are square and shown whole. Unlike open_clip, nothing is rounded."""
-        grey = images.to(self.device).unsqueeze(1).float() / 255
-        if grey.shape[2:] != self.size:
-            grey = F.interpolate(grey, self.size, mode=self.interpolation, antialias=True).clamp(0, 1)
-        return (grey - self.mean) / self.std
+        grey = images.to(self.device, non_blocking=True).float() / 255
+        if grey.shape[1:] != self.size:
+            rows, columns = (self._resizing(*sizes) for sizes in zip(grey.shape[1:], self.size, strict=True))
+            grey = (rows @ grey @ columns.T).clamp(0, 1)
+        return (grey.unsqueeze(1) - self.mean) / self.std
+
+    def _resizing(self, size: int, wanted: int) -> Float[Tensor, "w s"]:
+        """Anti-aliased interpolation along one axis as the matrix that it is."""
+        identity = torch.eye(size, device=self.device)[None, None]
+        return F.interpolate(identity, (wanted, size), mode=self.interpolation, antialias=True)[0, 0]
 
 
 def fastest_dtype(device: torch.device) -> str:
@@ -174,8 +227,10 @@ def load_teacher(
     """Load a teacher.
 
     Args:
-        spec: `embedded`; `local-dir:PATH`, a folder of `save_teacher` or of open_clip; `ARCH@TAG`, a pretrained model
-            of open_clip; or `hf-hub:ORG/ID`. Only the last two may use the network.
+        spec: `embedded`; `local-dir:PATH`, a folder of `save_teacher` or of open_clip;
+            `checkpoint:ARCH:PREPROCESS:PATH`, plain safetensors weights of one of open_clip's architectures;
+            `random:ARCH`, weights that were never trained, for control experiments; `ARCH@TAG`, a pretrained model of
+            open_clip; or `hf-hub:ORG/ID`. Only the last two may use the network.
         device: Where to run it.
         dtype: `float32`, `bfloat16`, or `auto` for the device's fastest; by default what the folder was saved with,
             else `auto`.
@@ -189,13 +244,18 @@ def load_teacher(
     return Teacher(towers, device=device, dtype=dtype or towers.dtype or "auto", batch_size=batch_size)
 
 
-def save_teacher(teacher: Teacher, folder: Path) -> None:
+def save_teacher(teacher: Teacher, folder: Path, projection: PatchProjection | None = None) -> None:
     """Write a teacher as a folder that `load_teacher` and stock open_clip load, all at once or not at all.
+
+    Args:
+        teacher: The teacher; the folder gives its precision to whoever loads it.
+        folder: Where to; an older teacher there is replaced.
+        projection: Of its patch features, if it has one.
 
     Raises:
         RefusedError: E_PATH, when `folder` holds something else than a teacher.
     """
-    write_towers(teacher.towers, folder, dtype=teacher.dtype)
+    write_towers(teacher.towers, folder, dtype=teacher.dtype, finish=projection.save if projection else None)
 
 
 def _open_towers(spec: str) -> TwoTower:
@@ -203,7 +263,14 @@ def _open_towers(spec: str) -> TwoTower:
         return embedded_towers()
     if spec.startswith("local-dir:"):
         return read_towers(Path(spec.removeprefix("local-dir:")))
+    if spec.startswith("checkpoint:"):
+        return checkpoint_towers(spec.removeprefix("checkpoint:"))
+    if spec.startswith("random:"):
+        return random_towers(spec.removeprefix("random:"))
     if spec.startswith("hf-hub:") or "@" in spec:
         return hub_towers(spec)
-    hint = "use embedded, local-dir:PATH, ARCH@TAG (such as ViT-B-32@openai) or hf-hub:ORG/ID"
+    hint = (
+        "use embedded, local-dir:PATH, checkpoint:ARCH:PREPROCESS:PATH, ARCH@TAG (such as ViT-B-32@openai), "
+        "hf-hub:ORG/ID or, without any training, random:ARCH"
+    )
     raise RefusedError("E_CONFIG", f"unknown teacher {spec!r}", hint=hint)

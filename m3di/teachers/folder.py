@@ -4,7 +4,9 @@ Stock open_clip finds the text tower of a Hugging Face model by the name in the 
 without network, give `create_model` a `text_cfg` whose `hf_model_name` is the folder's absolute path. m3di does.
 """
 
+import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
@@ -24,13 +26,17 @@ _WEIGHTS_FILES: Final = (WEIGHTS_FILE, "open_clip_pytorch_model.safetensors")
 _PICKLES: Final = frozenset({".bin", ".pt", ".pth", ".ckpt"})
 
 
-def write_towers(towers: TwoTower, folder: Path, *, dtype: str) -> None:
+def write_towers(
+    towers: TwoTower, folder: Path, *, dtype: str, finish: Callable[[Path], object] | None = None
+) -> None:
     """Write a model beside `folder` and move it into place; an older teacher there is replaced.
 
     Args:
         towers: The model.
         folder: Where to.
-        dtype: The image trunk's arithmetic, kept so that the folder gives the same embeddings everywhere.
+        dtype: The image trunk's arithmetic, kept so that the folder gives the same embeddings everywhere; `auto`
+            for the fastest of whoever loads it.
+        finish: Writes more files into the folder before it gets its place.
 
     Raises:
         RefusedError: E_PATH, when `folder` holds something else than a teacher.
@@ -38,7 +44,19 @@ def write_towers(towers: TwoTower, folder: Path, *, dtype: str) -> None:
     if folder.exists() and not (folder / CONFIG_FILE).is_file() and (folder.is_file() or any(folder.iterdir())):
         message = f"{folder} exists and is not a teacher's folder"
         raise RefusedError("E_PATH", message, hint="choose a folder that does not exist yet")
-    write_folder(folder, lambda aside: _fill(towers, aside, dtype=dtype))
+
+    def fill(aside: Path) -> None:
+        _fill(towers, aside, dtype=dtype)
+        if finish is not None:
+            finish(aside)
+
+    write_folder(folder, fill)
+
+
+def digests_of(folder: Path) -> dict[str, str]:
+    """sha256 of every file below a folder, by its path there."""
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
 def read_towers(folder: Path) -> TwoTower:
@@ -64,7 +82,8 @@ def read_towers(folder: Path) -> TwoTower:
         message = f"{folder} does not load as an open_clip model: {first_line(error)}"
         raise RefusedError("E_WEIGHTS", message, hint="save the teacher again") from error
     kept = {name: config.get(name, {}) for name in ("model_cfg", "preprocess_cfg")}
-    return TwoTower(model, tokenizer, kept, dtype=config.get("m3di", {}).get("dtype"))
+    own = config.get("m3di", {})
+    return TwoTower(model, tokenizer, kept, dtype=own.get("dtype"), random=bool(own.get("random")))
 
 
 def first_line(error: BaseException) -> str:
@@ -73,7 +92,7 @@ def first_line(error: BaseException) -> str:
 
 
 def _fill(towers: TwoTower, folder: Path, *, dtype: str) -> None:
-    config = {**towers.config, "m3di": {"dtype": dtype}}
+    config = {**towers.config, "m3di": {"dtype": dtype, **({"random": True} if towers.random else {})}}
     (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2), encoding="utf-8")
     weights = {name: tensor.contiguous().cpu() for name, tensor in towers.model.state_dict().items()}
     (folder / WEIGHTS_FILE).write_bytes(safetensors.torch.save(weights))

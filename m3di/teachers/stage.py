@@ -1,60 +1,118 @@
 """The build's second half: a teacher fitted to the slices and their captions and frozen, and its embeddings."""
 
-import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
-from m3di.captions.stage import slice_images, slice_position
+from m3di.captions.identity import captioner_fingerprint
+from m3di.captions.registry import captioner_of
+from m3di.captions.stage import slice_images
 from m3di.config import Config
 from m3di.events import Report
-from m3di.tasks.split import nested_order, share_of
 from m3di.teachers.clip import Teacher, load_teacher, save_teacher
+from m3di.teachers.dense import PatchProjection
+from m3di.teachers.fitting import FittedTeacher, captions_or_raise, fit_teacher
+from m3di.teachers.folder import digests_of
 from m3di.teachers.identity import teacher_request
-from m3di.teachers.tuning import HeadFit, fit_heads, retrieval_card
 from m3di.training.runtime import pick_device, prepare_process
 from stores import Store
-from stores.errors import DamagedError
+from stores.errors import DamagedError, RefusedError
 from stores.geometry import PLANES
 from stores.records import Captions, VolumeRecord
 
 Check = Callable[[], None]
+IMAGE, TEXT, DENSE = "image", "text", "dense"  # parts of a volume's rows
 
 
 def ensure_teacher(store: Store, captioner: str, config: Config, *, device: str, report: Report) -> str:
     """Fingerprint of the store's frozen teacher for these settings; fitted and kept when there is none yet."""
-    request = teacher_request(config, captioner)
-    known = store.facts("request", request)
+    known = store.facts("request", teacher_request(config, captioner))
     if known is None:
-        prepare_process()
-        fitted = _fit(store, config, captioner, device=str(pick_device(device)), report=report)
-        _keep(store, fitted, config)
-        known = {"teacher": fitted.fingerprint}
-        store.commit_facts("request", request, known)
+        return make_teacher(store, captioner, config, device=device, report=report)
     return known["teacher"]
+
+
+def make_teacher(
+    store: Store, captioner: str, config: Config, *, device: str, splits: int = 1, report: Report
+) -> str:
+    """Fit a teacher for these settings and keep it, whether the store has one or not; returns its fingerprint."""
+    prepare_process()
+    fitted = fit_teacher(store, captioner, config, device=str(pick_device(device)), splits=splits, report=report)
+    _keep(store, fitted, config)
+    fingerprint = fitted.teacher.fingerprint
+    store.commit_facts("request", teacher_request(config, captioner), {"teacher": fingerprint})
+    return fingerprint
 
 
 def embed_volumes(
     store: Store, fingerprint: str, captioner: str, *, device: str, report: Report, check: Check
 ) -> int:
     """Embed the volumes whose rows are not up to date, then make this teacher the current one; returns how many."""
-    stale = []
-    for record in store.records():
-        captions = _captions(store, captioner, record)
-        rows = store.rows_record(fingerprint, record.volume)
-        if rows is None or not store.rows_are_current(rows, record) or rows.captions_digest != captions.digest:
-            stale.append((record, captions))
+    dense = dense_facts(store, fingerprint)
+    stale = [todo for todo in (_todo(store, fingerprint, dense, captioner, r) for r in store.records()) if todo.parts]
     report("begin", stage="embeddings", volumes=len(stale))
-    teacher = kept_teacher(store, fingerprint, device=device) if stale else None
-    for record, captions in stale:
+    if stale:
+        teacher = kept_teacher(store, fingerprint, device=device)
+        projection = PatchProjection.load(store.teacher_folder(fingerprint)) if dense else None
+    for todo in stale:
         check()
-        assert teacher is not None
-        planes = [_embed_plane(store, teacher, record, captions, plane) for plane in range(len(PLANES))]
-        store.commit_rows(fingerprint, record, planes, captions_digest=captions.digest)
-        report("committed", volume=record.volume, stage="embeddings")
+        volume = todo.record.volume
+        planes = [_embed_plane(store, teacher, projection, todo, plane) for plane in range(len(PLANES))]
+        if todo.parts & {IMAGE, TEXT}:
+            rows = [pooled for pooled, _ in planes]
+            store.commit_rows(fingerprint, todo.record, rows, captions_digest=todo.captions.digest)
+        if DENSE in todo.parts:
+            assert dense is not None and projection is not None
+            patches = [grid for _, grid in planes]
+            store.commit_rows(dense["fingerprint"], todo.record, patches, parts=projection.parts)
+        report("committed", volume=volume, stage="embeddings")
     store.commit_current(teacher=fingerprint, captioner=captioner)
     return len(stale)
+
+
+def dense_facts(store: Store, teacher: str) -> dict[str, Any] | None:
+    """Facts of a teacher's dense rows: fingerprint of their row set, grid, dim, explained variance; None without."""
+    return (store.facts("teacher", teacher) or {}).get("dense")
+
+
+@dataclass(frozen=True)
+class KeptTeacher:
+    """The teacher that readers of a store use: where it lies and what is known of it."""
+
+    folder: Path
+    facts: dict[str, Any]
+
+
+def current_teacher(path: Path) -> KeptTeacher:
+    """The teacher of a store.
+
+    Raises:
+        RefusedError: E_STORE, when there is no store, or its build has not come that far.
+    """
+    with Store(path) as store:
+        fingerprint = store.current()["teacher"]
+        return KeptTeacher(store.teacher_folder(fingerprint), store.facts("teacher", fingerprint) or {})
+
+
+def fit_in_store(path: Path, config: Config, *, device: str, splits: int, report: Report) -> dict[str, Any]:
+    """Fit a teacher to a store's captions and keep it there: what `m3di teacher fit` does. Returns its facts.
+
+    Raises:
+        RefusedError: E_STORE, when a volume has no captions by the captioner of these settings.
+    """
+    storage = config.storage
+    with Store(path, writable=True, wait_s=storage.wait_s, allow_network=storage.allow_network) as store:
+        captioner = captioner_fingerprint(captioner_of(config, store), config)
+        bare = [record.volume for record in store.records() if store.captions(captioner, record.volume) is None]
+        if bare:
+            message = f"{len(bare)} volumes of {path} have no captions by {config.captions.captioner}: {bare[0]}, ..."
+            raise RefusedError("E_STORE", message, hint="run m3di captions run, or m3di build-store, first")
+        fingerprint = make_teacher(store, captioner, config, device=device, splits=splits, report=report)
+        return store.facts("teacher", fingerprint) or {}
 
 
 def kept_teacher(store: Store, fingerprint: str, *, device: str) -> Teacher:
@@ -73,111 +131,85 @@ def kept_teacher(store: Store, fingerprint: str, *, device: str) -> Teacher:
     return teacher
 
 
-def _captions(store: Store, captioner: str, record: VolumeRecord) -> Captions:
-    captions = store.captions(captioner, record.volume)
-    if captions is None:
-        raise DamagedError("E_MISSING", f"volume {record.volume} has no captions", hint="run m3di build-store again")
-    return captions
+@dataclass(frozen=True)
+class _Todo:
+    """What of a volume's rows is to be made anew."""
+
+    record: VolumeRecord
+    captions: Captions
+    parts: frozenset[str]
 
 
-def _embed_plane(store: Store, teacher: Teacher, record: VolumeRecord, captions: Captions, plane: int) -> np.ndarray:
-    """Rows of a plane: (s, 2, e) float16, image and text; encoded a plane at a time, so that reruns are bit-equal."""
-    texts = captions.texts[plane]
+def _todo(
+    store: Store, fingerprint: str, dense: dict[str, Any] | None, captioner: str, record: VolumeRecord
+) -> _Todo:
+    captions = captions_or_raise(store, captioner, record)
+    rows = store.rows_record(fingerprint, record.volume)
+    parts = set()
+    if rows is None or not store.rows_are_current(rows, record):
+        parts |= {IMAGE, TEXT}
+    elif rows.captions_digest != captions.digest:  # other captions of the same slices
+        parts.add(TEXT)
+    if dense and not store.rows_are_current(store.rows_record(dense["fingerprint"], record.volume), record):
+        parts.add(DENSE)
+    return _Todo(record, captions, frozenset(parts))
+
+
+def _embed_plane(
+    store: Store, teacher: Teacher, projection: PatchProjection | None, todo: _Todo, plane: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of a plane: image and text (s, 2, e), and patches (s, p, d), both float16, each empty when not needed.
+
+    A plane is encoded at a time, so that reruns are bit-equal.
+    """
+    texts = todo.captions.texts[plane]
+    num_parts, dim = (len(projection.parts), projection.dim) if projection else (1, 0)
+    pooled = np.zeros((len(texts), 2, teacher.embedding_dim), np.float16)
+    patches = np.zeros((len(texts), num_parts, dim), np.float16)
     if not texts:
-        return np.zeros((0, 2, teacher.embedding_dim), np.float16)
-    known = store.rows_record(teacher.fingerprint, record.volume)
-    if known is not None and store.rows_are_current(known, record):  # other captions of the same slices
-        image = store.plane_rows(teacher.fingerprint, record.volume, plane)[:, 0]
-    else:
-        image = _halves(teacher.encode_image(torch.from_numpy(slice_images(store, record, plane))))
-    return np.stack([image, _halves(teacher.encode_text(texts))], axis=1)
+        return pooled, patches
+    if todo.parts & {IMAGE, DENSE}:
+        images = torch.from_numpy(slice_images(store, todo.record, plane))
+        if projection is not None and DENSE in todo.parts:
+            embedded, grid = teacher.encode_image_and_patches(images)
+            patches = _halves(projection(grid))
+        else:
+            embedded = teacher.encode_image(images)
+        pooled[:, 0] = _halves(embedded)
+    if IMAGE not in todo.parts and TEXT in todo.parts:
+        pooled[:, 0] = store.plane_rows(teacher.fingerprint, todo.record.volume, plane)[:, 0]
+    if TEXT in todo.parts:
+        pooled[:, 1] = _halves(teacher.encode_text(texts))
+    return pooled, patches
 
 
 def _halves(rows: torch.Tensor) -> np.ndarray:
     return rows.cpu().numpy().astype(np.float16)
 
 
-def _fit(store: Store, config: Config, captioner: str, *, device: str, report: Report) -> Teacher:
-    """Fit the projection heads to slices of the training subjects; score them on held-out ones before and after."""
-    base = load_teacher(config.teacher.spec, device=device)
-    if not config.teacher.fit_steps:
-        return base
-    records = store.records()
-    owners = [(record.dataset, record.subject) for record in records]
-    shares = share_of(owners, ratios=config.split.ratios, seed=config.split.seed)
-    train = [record for record, share in zip(records, shares, strict=True) if share == "train"]
-    held_out = [record for record, share in zip(records, shares, strict=True) if share != "train"]
-    fit_items = _sample(store, captioner, train, config.teacher.fit_slices, config.seed)
-    report("begin", stage="teacher", slices=len(fit_items))
-    fit = HeadFit(
-        steps=config.teacher.fit_steps,
-        learning_rate=config.teacher.fit_learning_rate,
-        batch_size=config.teacher.fit_batch_size,
-        seed=config.seed,
-    )
-    images, texts = _pairs(store, fit_items)
-    fitted = fit_heads(base, base.image_features(images), base.text_features(texts), fit)
-    if held_out:
-        items = _sample(store, captioner, held_out, config.teacher.fit_slices // 4, config.seed)
-        fitted.card = {"before": _card(store, base, items), "after": _card(store, fitted, items)}
-        report("teacher", fingerprint=fitted.fingerprint, **fitted.card)
-    return fitted
-
-
-Item = tuple[VolumeRecord, int, int, str]  # volume, plane, rank of the slice among the plane's valid ones, caption
-
-
-def _sample(store: Store, captioner: str, records: Sequence[VolumeRecord], count: int, seed: int) -> list[Item]:
-    """A fixed random subset of the slices of some volumes, sorted by volume and plane."""
-    items: dict[str, Item] = {}
-    for record in records:
-        captions = _captions(store, captioner, record)
-        for plane, texts in enumerate(captions.texts):
-            for rank, text in enumerate(texts):
-                items[f"{record.volume}/{plane}/{rank:04d}"] = (record, plane, rank, text)
-    return [items[name] for name in sorted(nested_order(items, seed=seed)[:count])]
-
-
-def _pairs(store: Store, items: Sequence[Item]) -> tuple[torch.Tensor, list[str]]:
-    images, last = [], None
-    for record, plane, rank, _ in items:
-        if (record.volume, plane) != last:
-            pictures, last = slice_images(store, record, plane), (record.volume, plane)
-        images.append(pictures[rank])
-    return torch.from_numpy(np.stack(images)), [text for *_, text in items]
-
-
-def _card(store: Store, teacher: Teacher, items: Sequence[Item]) -> dict[str, object]:
-    images, texts = _pairs(store, items)
-    positions = [
-        slice_position(record, store.recipe, plane, int(record.valid_slices(plane)[rank]))
-        for record, plane, rank, _ in items
-    ]
-    order = {text: number for number, text in enumerate(dict.fromkeys(texts))}
-    return retrieval_card(
-        teacher.encode_image(images),
-        teacher.encode_text(texts),
-        planes=torch.tensor([plane for _, plane, _, _ in items]),
-        positions=torch.tensor(positions),
-        text_ids=torch.tensor([order[text] for text in texts]),
-    )
-
-
-def _keep(store: Store, teacher: Teacher, config: Config) -> None:
+def _keep(store: Store, fitted: FittedTeacher, config: Config) -> None:
     """Write the teacher into the store, then its facts: a folder without facts is an interrupted one."""
+    teacher, projection = fitted.teacher, fitted.projection
+    known = store.facts("teacher", teacher.fingerprint)
     folder = store.teacher_folder(teacher.fingerprint)
-    save_teacher(teacher, folder)
-    files = {
-        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
-    facts = {
+    if known and known.get("dense") and projection is None:  # the same weights, whose dense rows others may use
+        store.commit_facts("teacher", teacher.fingerprint, known | {"card": fitted.card})
+        return
+    save_teacher(teacher, folder, projection)
+    facts: dict[str, Any] = {
         "fingerprint": teacher.fingerprint,
         "spec": config.teacher.spec,
+        "random": teacher.towers.random,
         "embedding_dim": teacher.embedding_dim,
         "fit": config.to_dict()["teacher"],
-        "card": teacher.card,
-        "files": files,
+        "card": fitted.card,
+        "files": digests_of(folder),
     }
+    if projection is not None:
+        facts["dense"] = {
+            "fingerprint": projection.fingerprint(teacher.fingerprint),
+            "grid": list(projection.grid),
+            "dim": projection.dim,
+            "explained_variance": projection.explained_variance,
+        }
     store.commit_facts("teacher", teacher.fingerprint, facts)

@@ -2,6 +2,7 @@
 
 import copy
 import hashlib
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,12 +26,14 @@ class TwoTower:
         tokenizer: open_clip's tokenizer.
         config: Content of `open_clip_config.json`: `model_cfg` and `preprocess_cfg`. No path of this machine in it.
         dtype: Arithmetic of the image trunk that the model was saved with, if it was.
+        random: Whether the trunks were never trained, because `random:ARCH` asked for that.
     """
 
     model: Model
     tokenizer: Tokenizer
     config: Mapping[str, Any]
     dtype: str | None = None
+    random: bool = False
 
     @property
     def text_config(self) -> Mapping[str, Any]:
@@ -94,6 +97,27 @@ def image_trunk(model: Model, head: Head | None, dtype: torch.dtype) -> nn.Modul
     return trunk.to(memory_format=torch.channels_last)
 
 
+def trunk_with_patches(trunk: nn.Module, pixels: Tensor) -> tuple[Tensor, Tensor]:
+    """Run an image trunk once for its pooled output (s, c) and the patch grid that it pools (s, h, w, c).
+
+    Raises:
+        RefusedError: E_CONFIG, for an architecture whose patches open_clip does not give.
+    """
+    tower: Model = trunk
+    if hasattr(tower, "trunk") and hasattr(tower.trunk, "forward_features"):  # timm
+        features = tower.trunk.forward_features(pixels)
+        return tower.head(tower.trunk.forward_head(features)), _grid_of(features, tower.trunk)
+    if hasattr(tower, "output_tokens"):  # open_clip's own vision transformer
+        tower.output_tokens = True
+        try:
+            pooled, tokens = tower(pixels)
+        finally:
+            tower.output_tokens = False
+        return pooled, _square(tokens)
+    message = f"the image tower {type(trunk).__name__} gives no patch features"
+    raise RefusedError("E_CONFIG", message, hint="use a timm or ViT teacher, or --set teacher.dense_dim=0")
+
+
 def text_trunk(model: Model, head: Head | None) -> Model:
     """Copy the model without its text head, for `encode_text`; all weights are shared with the model."""
     return _copy_without(model, head, shared=True)
@@ -131,6 +155,18 @@ def require_heads(model: Model) -> tuple[Head, Head]:
         message = f"the tower {tower} has no separate projection head to fit"
         raise RefusedError("E_CONFIG", message, hint="use it as it is: --set teacher.fit_steps=0")
     return image, text
+
+
+def _grid_of(features: Tensor, trunk: Any) -> Tensor:
+    """The spatial part of timm features, (s, h, w, c), from tokens or maps of either memory order."""
+    if features.ndim == 3:
+        return _square(features[:, trunk.num_prefix_tokens :])
+    return features if features.shape[-1] == trunk.num_features else features.permute(0, 2, 3, 1)
+
+
+def _square(tokens: Tensor) -> Tensor:
+    edge = math.isqrt(tokens.shape[1])
+    return tokens.unflatten(1, (edge, edge))
 
 
 def _first_head(candidates: Iterable[tuple[Any, str]]) -> Head | None:

@@ -1,12 +1,13 @@
 """Fitting a teacher to slice-caption pairs before it is frozen (paper, section 2), and a card of how it retrieves.
 
-Deviation: the paper tunes CLIP whole; here only the two projection heads are fitted, to cached trunk features, which
-takes seconds and on held-out volumes did as well as six CPU minutes of training the image tower.
+The paper tunes CLIP whole: `fit_towers`. The default fits the two projection heads alone, to cached trunk features,
+which takes seconds and on held-out volumes did as well as six CPU minutes of training the image tower.
 """
 
+import copy
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -14,8 +15,8 @@ import torch
 import torch.nn.functional as F
 
 from m3di.teachers.clip import Teacher
-from m3di.teachers.towers import Model, TwoTower, copy_for_fitting, require_heads
-from m3di.types import Float, Int64, Tensor
+from m3di.teachers.towers import Model, copy_for_fitting, require_heads
+from m3di.types import Float, Int64, Tensor, UInt8
 from stores.errors import DivergedError, RefusedError
 
 RECALL_AT: Final = (1, 5, 10)
@@ -25,7 +26,7 @@ _LARGEST_LOG_SCALE: Final = math.log(100)  # CLIP's own clamp: beyond it trainin
 
 @dataclass(frozen=True)
 class HeadFit:
-    """How the heads are fitted.
+    """How the heads are fitted, or the towers.
 
     Attributes:
         steps: Optimiser steps.
@@ -40,6 +41,18 @@ class HeadFit:
     batch_size: int = 256
     seed: int = 0
     weight_decay: float = 0.01
+
+
+@dataclass(frozen=True)
+class TowerFit(HeadFit):
+    """How the towers are fitted whole.
+
+    Attributes:
+        micro_batch: Slices that are encoded at a time; the loss is that of the whole batch all the same.
+    """
+
+    learning_rate: float = 1e-5
+    micro_batch: int = 32
 
 
 def fit_heads(
@@ -63,13 +76,86 @@ def fit_heads(
         DivergedError: E_DIVERGED, when the loss is not finite.
     """
     text_ids = torch.unique(text_trunk, dim=0, return_inverse=True)[1]
-    if len(text_ids) == 0 or int(text_ids.max()) == 0:
-        message = f"{len(text_ids)} slices have fewer than two different captions"
-        raise RefusedError("E_CONFIG", message, hint="fit to more slices, or set teacher.fit_steps=0")
+    _require_pairs(text_ids)
     model = copy_for_fitting(teacher.towers.model, require_heads(teacher.towers.model))
     _optimise(model, image_trunk, text_trunk, text_ids, config)
-    towers = TwoTower(model, teacher.towers.tokenizer, teacher.towers.config)
-    return Teacher(towers, device=str(teacher.device), dtype=teacher.dtype, batch_size=teacher.batch_size)
+    return teacher.with_model(model)
+
+
+def fit_towers(teacher: Teacher, images: UInt8[Tensor, "s y x"], texts: Sequence[str], config: TowerFit) -> Teacher:
+    """Fit both towers whole with symmetric InfoNCE over full batches; the given teacher stays as it is.
+
+    A batch is encoded twice, `micro_batch` slices at a time: once without gradients for the loss, whose gradient
+    with respect to the embeddings is then carried into the towers. So memory is that of a micro-batch, and the loss
+    that of the whole batch (Gao et al. 2021, arXiv 2101.06983). Dropout and batch statistics are off, which makes
+    the two encodings equal. On CUDA the arithmetic is bfloat16 where it can be; weights stay in float32.
+
+    Args:
+        teacher: Where to begin.
+        images: Slices, 0 black to 255 white.
+        texts: Their captions.
+        config: How to fit.
+
+    Raises:
+        RefusedError: E_CONFIG, for fewer than two different captions.
+        DivergedError: E_DIVERGED, when the loss is not finite.
+    """
+    order = {text: number for number, text in enumerate(dict.fromkeys(texts))}
+    text_ids = torch.tensor([order[text] for text in texts], dtype=torch.int64)
+    _require_pairs(text_ids)
+    model = copy.deepcopy(teacher.towers.model).float().eval()
+    trained = [parameter.requires_grad_(True) for parameter in model.parameters() if parameter.is_floating_point()]
+    optimiser = torch.optim.AdamW(trained, lr=config.learning_rate, weight_decay=config.weight_decay)
+    for step, rows in enumerate(batches_of(len(texts), config)):
+        batch = PairBatch(teacher, images[rows], [texts[row] for row in rows.tolist()], config.micro_batch)
+        loss = batch.backward(model, text_ids[rows].to(teacher.device))
+        _require_finite(loss, step)
+        optimiser.step()
+        optimiser.zero_grad()
+        with torch.no_grad():
+            model.logit_scale.clamp_(0, _LARGEST_LOG_SCALE)
+    return teacher.with_model(model)
+
+
+class PairBatch:
+    """A batch of slices and captions that is encoded in parts, with the gradient of the loss over all of it.
+
+    Args:
+        teacher: Prepares slices and texts.
+        images: (s, y, x) uint8.
+        texts: One a slice.
+        micro_batch: Slices encoded at a time.
+    """
+
+    def __init__(
+        self, teacher: Teacher, images: UInt8[Tensor, "s y x"], texts: Sequence[str], micro_batch: int
+    ) -> None:
+        self._device = teacher.device
+        self._images = [teacher.pixels(part) for part in images.split(micro_batch)]
+        self._texts = list(teacher.tokens(texts).split(micro_batch))
+
+    def backward(self, model: Model, text_ids: Int64[Tensor, " s"]) -> Float[Tensor, ""]:
+        """Add the gradient of the contrastive loss to the model's parameters; returns the loss."""
+        with torch.no_grad():
+            images = torch.cat([self._encode(model.encode_image, part) for part in self._images])
+            texts = torch.cat([self._encode(model.encode_text, part) for part in self._texts])
+        images, texts = images.requires_grad_(), texts.requires_grad_()
+        loss = contrastive_loss(images, texts, text_ids, model.logit_scale.exp())
+        loss.backward()
+        for encode, parts, rows in (
+            (model.encode_image, self._images, images),
+            (model.encode_text, self._texts, texts),
+        ):
+            assert rows.grad is not None
+            for part, gradient in zip(parts, rows.grad.split([len(part) for part in parts]), strict=True):
+                self._encode(encode, part).backward(gradient)
+        return loss.detach()
+
+    def _encode(self, encode: Callable[..., Tensor], part: Tensor) -> Tensor:
+        low = self._device.type == "cuda"
+        with torch.autocast(self._device.type, torch.bfloat16, enabled=low):
+            features = encode(part)
+        return F.normalize(features.float(), dim=-1)
 
 
 def contrastive_loss(
@@ -142,7 +228,7 @@ def _optimise(
     for parameter in trained:
         parameter.requires_grad_(True)
     optimiser = torch.optim.AdamW(trained, lr=config.learning_rate, weight_decay=config.weight_decay)
-    for step, rows in enumerate(_batches(len(text_ids), config)):
+    for step, rows in enumerate(batches_of(len(text_ids), config)):
         images = F.normalize(image_head(image_trunk[rows]), dim=-1)
         texts = F.normalize(text_head(text_trunk[rows]), dim=-1)
         loss = contrastive_loss(images, texts, text_ids[rows], model.logit_scale.exp())
@@ -155,7 +241,7 @@ def _optimise(
     optimiser.zero_grad()
 
 
-def _batches(count: int, config: HeadFit) -> Iterator[Tensor]:
+def batches_of(count: int, config: HeadFit) -> Iterator[Tensor]:
     """`steps` batches of row numbers, each pass over all rows in a new order; the rest of a pass is left out."""
     generator = torch.Generator().manual_seed(config.seed)
     size = min(config.batch_size, count)
@@ -166,10 +252,18 @@ def _batches(count: int, config: HeadFit) -> Iterator[Tensor]:
         yield order[offset : offset + size]
 
 
+def _require_pairs(text_ids: Int64[Tensor, " s"]) -> None:
+    if len(text_ids) == 0 or len(text_ids.unique()) == 1:
+        message = f"{len(text_ids)} slices have fewer than two different captions"
+        raise RefusedError("E_CONFIG", message, hint="fit to more slices, or set teacher.fit_steps=0")
+
+
 def _require_finite(loss: Tensor, step: int) -> None:
     if not torch.isfinite(loss):
-        message = f"loss {loss.item()} at step {step} of fitting the teacher's heads"
-        raise DivergedError("E_DIVERGED", message, hint="lower teacher.fit_learning_rate")
+        message = f"loss {loss.item()} at step {step} of fitting the teacher"
+        raise DivergedError(
+            "E_DIVERGED", message, hint="lower teacher.fit_learning_rate, or teacher.fit_tower_learning_rate"
+        )
 
 
 def _recall(similarity: Float[Tensor, "s t"], equal: Tensor) -> dict[str, float]:

@@ -87,6 +87,7 @@ def pretrain(
     place = runtime.pick_device(device)
     runtime.prepare_process()
     with Store(store_path) as store, stop_on_signals() as stop:
+        _require_trained_teacher(store, settings.random_teacher)
         embeddings = store.embeddings(store.current()["teacher"])
         train, held_out = split_store(embeddings, config)
         reader = BatchReader(store.volumes, train, pinned=place.type == "cuda")
@@ -126,6 +127,14 @@ def pretrain(
                 report("checkpoint", samples_seen=samples_seen, folder=str(folder))
             stop.raise_if_set()
         return PretrainSummary(run, samples_seen, len(train), len(held_out), scores)
+
+
+def _require_trained_teacher(store: Store, allowed: bool) -> None:
+    facts = store.facts("teacher", store.current()["teacher"]) or {}
+    if facts.get("random") and not allowed:
+        message = f"the teacher of {store.path} ({facts['spec']}) was never trained"
+        hint = "for a control experiment: --set pretrain.random_teacher=true"
+        raise RefusedError("E_WEIGHTS", message, hint=hint)
 
 
 def split_store(embeddings: EmbeddingStore, config: Config) -> tuple[EmbeddingStore, EmbeddingStore]:

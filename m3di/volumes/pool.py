@@ -52,7 +52,7 @@ def prepare_all(
         The outcomes, in the order of the cases: what was prepared, None when it is up to date, or why it is refused.
 
     Raises:
-        ResourceError: E_MEMORY.
+        ResourceError: E_MEMORY; E_WORKER, when no process can be started.
     """
     calls: Iterator[tuple[Case, Call]] = (
         (case, partial(prepare, case, recipe, known.get(case.id, ""), layout)) for case in cases
@@ -94,6 +94,11 @@ def _while_whole(
 def _alone(case: Case, call: Call) -> Outcome:
     """Prepare a case in a process of its own."""
     with _executor(1) as executor:
+        try:
+            executor.submit(os.getpid).result()
+        except BrokenProcessPool as error:
+            message = "processes that read scans end before they have read anything"
+            raise ResourceError("E_WORKER", message, hint="see what they say above, then run again") from error
         try:
             return _outcome(case, executor.submit(call).result)
         except BrokenProcessPool:

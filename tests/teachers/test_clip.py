@@ -12,7 +12,7 @@ from stores.errors import RefusedError
 TEXTS = ["a liver", "Axial CT slice of the lung, at the very top.", "a liver", "brain " * 40]
 
 
-def stock_pixels(pictures: torch.Tensor, size: int, config: dict) -> torch.Tensor:
+def stockpixels(pictures: torch.Tensor, size: int, config: dict) -> torch.Tensor:
     """The pictures through open_clip's own PIL preprocessing."""
     open_clip = import_open_clip(offline=True)
     fields = {"size": size, "mean": tuple(config["mean"]), "std": tuple(config["std"]), "resize_mode": "squash"}
@@ -21,14 +21,14 @@ def stock_pixels(pictures: torch.Tensor, size: int, config: dict) -> torch.Tenso
 
 
 def test_images_are_embedded_as_stock_open_clip_does(embedded, pictures):
-    pixels = stock_pixels(pictures, 224, embedded.towers.config["preprocess_cfg"])
+    pixels = stockpixels(pictures, 224, embedded.towers.config["preprocess_cfg"])
     exact = Teacher(embedded.towers, dtype="float32")
     # PIL rounds to 8 bits after each of its two passes: 0.0014 of the range in the mean, and these smooth pictures
     # are the worst case for it, as their bands move.
-    assert (pixels - exact._pixels(pictures)).abs().mean() < 0.004
+    assert (pixels - exact.pixels(pictures)).abs().mean() < 0.004
     with torch.no_grad():
         expected = embedded.towers.model.encode_image(pixels, normalize=True)
-        equal = embedded.towers.model.encode_image(exact._pixels(pictures), normalize=True)
+        equal = embedded.towers.model.encode_image(exact.pixels(pictures), normalize=True)
     ours = exact.encode_image(pictures)
     torch.testing.assert_close(ours, equal, atol=1e-5, rtol=0)
     assert (ours * expected).sum(dim=1).min() > 0.99
@@ -37,7 +37,7 @@ def test_images_are_embedded_as_stock_open_clip_does(embedded, pictures):
 def test_pictures_of_the_models_size_need_no_resize(tiny, pictures):
     crops = pictures[:, :32, :32]
     with torch.no_grad():
-        pixels = stock_pixels(crops, 32, tiny.towers.config["preprocess_cfg"])
+        pixels = stockpixels(crops, 32, tiny.towers.config["preprocess_cfg"])
         expected = tiny.towers.model.encode_image(pixels, normalize=True)
     torch.testing.assert_close(tiny.encode_image(crops), expected, atol=1e-5, rtol=0)
 

@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -5,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from m3di.teachers.clip import load_teacher, save_teacher
-from m3di.teachers.tuning import HeadFit, contrastive_loss, fit_heads, retrieval_card
+from m3di.teachers.tuning import HeadFit, PairBatch, TowerFit, contrastive_loss, fit_heads, fit_towers, retrieval_card
 from stores.errors import DivergedError, RefusedError
 from tests.references import retrieval
 
@@ -152,3 +154,37 @@ def test_no_right_plane_has_no_position_error():
     rows = torch.eye(2)
     card = retrieval_card(rows, rows.flip(0), torch.tensor([0, 1]), torch.tensor([0.1, 0.2]), torch.tensor([0, 1]))
     assert (card["right_plane"], card["position_error"]) == (0, None)
+
+
+def test_the_gradient_of_a_batch_in_parts_is_that_of_the_whole(tiny, pictures):
+    texts = [f"{colour} slice" for colour in COLOURS]
+    ids = torch.tensor([0, 1, 2, 3, 4, 0])
+    gradients = []
+    for micro_batch in (6, 4, 1):
+        model = copy.deepcopy(tiny.towers.model).requires_grad_(True)
+        loss = PairBatch(tiny, pictures, texts, micro_batch).backward(model, ids)
+        gradients.append({name: parameter.grad for name, parameter in model.named_parameters()})
+    model = copy.deepcopy(tiny.towers.model).requires_grad_(True)
+    images = F.normalize(model.encode_image(tiny.pixels(pictures)), dim=-1)
+    rows = F.normalize(model.encode_text(tiny.tokens(texts)), dim=-1)
+    plain = contrastive_loss(images, rows, ids, model.logit_scale.exp())
+    plain.backward()
+    torch.testing.assert_close(loss, plain.detach(), atol=1e-6, rtol=0)
+    for name, parameter in model.named_parameters():
+        for one in gradients:
+            torch.testing.assert_close(one[name], parameter.grad, atol=1e-5, rtol=1e-3)
+
+
+def test_fitting_the_towers_teaches_the_pairs_and_changes_the_trunks(tiny, pictures):
+    texts = [f"{colour} slice" for colour in COLOURS]
+    config = TowerFit(steps=40, learning_rate=1e-3, batch_size=6, micro_batch=2)
+    before = {name: tensor.clone() for name, tensor in tiny.towers.model.state_dict().items()}
+    fitted = fit_towers(tiny, pictures, texts, config)
+    scores = fitted.encode_image(pictures) @ fitted.encode_text(texts).T
+    assert scores.argmax(dim=1).tolist() == list(range(6))
+    assert not fitted.shares_trunks(tiny)
+    assert fit_heads(tiny, tiny.image_features(pictures), tiny.text_features(texts), FIT).shares_trunks(tiny)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in tiny.towers.model.state_dict().items())
+    assert fitted.fingerprint == fit_towers(tiny, pictures, texts, config).fingerprint != tiny.fingerprint
+    with pytest.raises(RefusedError, match="fewer than two different captions"):
+        fit_towers(tiny, pictures, ["one"] * 6, config)

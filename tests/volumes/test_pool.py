@@ -1,5 +1,6 @@
 import errno
 import os
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,7 @@ import pytest
 from m3di.volumes.cases import Case
 from m3di.volumes.pool import prepare_all
 from m3di.volumes.prepare import Prepared, prepare
-from stores.errors import CaseError
+from stores.errors import CaseError, ResourceError
 from stores.recipe import Recipe
 from tests.phantoms import head, ras_affine, write_scan
 
@@ -70,3 +71,10 @@ def test_what_the_system_refuses_to_open_is_one_case_refused(cases):
     (_, refused), (_, prepared) = prepare_all([forbidden, cases[0]], RECIPE, {}, workers=0)
     assert (refused.code, refused.message) == ("E_MISSING", "s1.nii cannot be read: Permission denied")
     assert isinstance(prepared, Prepared)
+
+
+def test_processes_that_cannot_start_are_no_fault_of_the_scans(cases, monkeypatch):
+    monkeypatch.setattr("m3di.volumes.pool._begin_worker", partial(os._exit, 1))
+    with pytest.raises(ResourceError, match="before they have read anything") as error:
+        list(prepare_all(cases, RECIPE, {}, workers=2))
+    assert error.value.code == "E_WORKER"

@@ -1,0 +1,220 @@
+"""A store's teacher: fitted to the slices and captions of the training subjects, scored on the others, kept.
+
+Slices of all volumes are drawn and encoded once; each volume split then takes its training and held-out rows of them.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from m3di.captions.stage import slice_images, slice_position
+from m3di.config import Config
+from m3di.events import Report
+from m3di.tasks.split import nested_order, share_of
+from m3di.teachers.clip import Teacher, load_teacher
+from m3di.teachers.dense import PatchProjection, PatchStatistics
+from m3di.teachers.tuning import HeadFit, TowerFit, fit_heads, fit_towers, retrieval_card
+from m3di.types import Float, Tensor, UInt8
+from stores import Store
+from stores.errors import DamagedError
+from stores.records import Captions, VolumeRecord
+
+_ENCODED_AT_A_TIME = 256
+
+
+@dataclass(frozen=True)
+class FittedTeacher:
+    """A frozen teacher and what is kept beside its weights.
+
+    Attributes:
+        teacher: The teacher.
+        card: How it retrieves on held-out volumes: `before` and `after` the fit for the split that it was fitted on;
+            with several splits, `splits`, each with its seed. Empty when no subject is held out.
+        projection: Of its patch features, when dense rows are wanted.
+    """
+
+    teacher: Teacher
+    card: dict[str, Any]
+    projection: PatchProjection | None
+
+
+def fit_teacher(
+    store: Store, captioner: str, config: Config, *, device: str, splits: int = 1, report: Report
+) -> FittedTeacher:
+    """Fit a teacher as the settings say, on the training subjects of `config.split`, and score it.
+
+    Args:
+        store: Holds the volumes and their captions.
+        captioner: Fingerprint of the captions.
+        config: All settings.
+        device: Where to fit.
+        splits: Over how many volume splits to score; the teacher that is returned is that of the first.
+        report: Receives the events.
+
+    Raises:
+        RefusedError, DivergedError: See `load_teacher`, `fit_heads` and `fit_towers`.
+        DamagedError: E_MISSING, when a volume has no captions.
+    """
+    base = load_teacher(config.teacher.spec, device=device, dtype=config.teacher.precision)
+    pairs = _Pairs.draw(store, captioner, config)
+    report("begin", stage="teacher", slices=len(pairs.texts))
+    features = _Features.of(base, pairs)
+    scored, fitted = [], base
+    for number in range(splits):
+        seed = config.split.seed + number
+        train, held_out = pairs.split(config, seed)
+        one = _fit(base, pairs, features, train, config)
+        card = _cards(base, one, pairs, features, held_out) if len(held_out) else {}
+        scored.append({"seed": seed, **card})
+        report("teacher", seed=seed, fingerprint=one.fingerprint, **card)
+        if number == 0:
+            fitted, first = one, train
+    card = {name: value for name, value in scored[0].items() if name != "seed"}
+    if splits > 1:
+        card["splits"] = scored
+    return FittedTeacher(fitted, card, _projection(fitted, pairs.images[first], config))
+
+
+def _fit(base: Teacher, pairs: "_Pairs", features: "_Features", train: Tensor, config: Config) -> Teacher:
+    settings = config.teacher
+    if not settings.fit_steps:
+        return base
+    common = {"steps": settings.fit_steps, "batch_size": settings.fit_batch_size, "seed": config.seed}
+    if settings.fit == "heads":
+        how = HeadFit(learning_rate=settings.fit_learning_rate, **common)
+        return fit_heads(base, features.images[train], features.texts[train], how)
+    towers = TowerFit(learning_rate=settings.fit_tower_learning_rate, micro_batch=settings.fit_micro_batch, **common)
+    return fit_towers(base, pairs.images[train], [pairs.texts[row] for row in train.tolist()], towers)
+
+
+def _cards(
+    base: Teacher, fitted: Teacher, pairs: "_Pairs", features: "_Features", held_out: Tensor
+) -> dict[str, Any]:
+    """Cards before and after the fit; trunk features are encoded again only where the trunk has changed."""
+    chosen = pairs.take(held_out)
+    before = _card(base, features.images[held_out], features.texts[held_out], chosen)
+    if fitted is base:
+        return {"after": before}
+    own = features.take(held_out) if fitted.shares_trunks(base) else _Features.of(fitted, chosen)
+    return {"before": before, "after": _card(fitted, own.images, own.texts, chosen)}
+
+
+def _card(teacher: Teacher, images: Tensor, texts: Tensor, pairs: "_Pairs") -> dict[str, Any]:
+    order = {text: number for number, text in enumerate(dict.fromkeys(pairs.texts))}
+    return retrieval_card(
+        teacher.project_image(images),
+        teacher.project_text(texts),
+        planes=pairs.planes,
+        positions=pairs.positions,
+        text_ids=torch.tensor([order[text] for text in pairs.texts]),
+    )
+
+
+def _projection(teacher: Teacher, images: UInt8[Tensor, "s y x"], config: Config) -> PatchProjection | None:
+    if not config.teacher.dense_dim:
+        return None
+    statistics = PatchStatistics()
+    for part in images[: config.teacher.dense_slices].split(_ENCODED_AT_A_TIME):
+        statistics.add(teacher.encode_image_and_patches(part)[1])
+    return statistics.projection(config.teacher.dense_dim)
+
+
+@dataclass(frozen=True)
+class _Features:
+    """Trunk features of pairs, row by row."""
+
+    images: Float[Tensor, "s c"]
+    texts: Float[Tensor, "s f"]
+
+    @classmethod
+    def of(cls, teacher: Teacher, pairs: "_Pairs") -> "_Features":
+        return cls(teacher.image_features(pairs.images), teacher.text_features(pairs.texts))
+
+    def take(self, rows: Tensor) -> "_Features":
+        return _Features(self.images[rows], self.texts[rows])
+
+
+@dataclass(frozen=True)
+class _Pairs:
+    """Slices and their captions, in a random order that the seed decides.
+
+    Attributes:
+        images: As the teacher sees them.
+        texts: Their captions.
+        planes: Plane number of each.
+        positions: Place of each along its plane's normal, 0 to 1.
+        owners: (dataset, subject) of each.
+    """
+
+    images: UInt8[Tensor, "s y x"]
+    texts: list[str]
+    planes: Tensor
+    positions: Tensor
+    owners: list[tuple[str, str]]
+
+    @classmethod
+    def draw(cls, store: Store, captioner: str, config: Config) -> "_Pairs":
+        """Take a fixed random subset of the slices of all volumes."""
+        records = {record.volume: record for record in store.records()}
+        keys: dict[str, tuple[str, int, int, str]] = {}
+        for volume, record in records.items():
+            for plane, texts in enumerate(captions_or_raise(store, captioner, record).texts):
+                for rank, text in enumerate(texts):
+                    keys[f"{volume}/{plane}/{rank:04d}"] = (volume, plane, rank, text)
+        items = [keys[name] for name in nested_order(keys, seed=config.seed)[: config.teacher.fit_slices]]
+        return cls(
+            torch.from_numpy(_read(store, records, items)),
+            [text for *_, text in items],
+            torch.tensor([plane for _, plane, _, _ in items]),
+            torch.tensor(
+                [
+                    slice_position(records[v], store.recipe, plane, int(records[v].valid_slices(plane)[rank]))
+                    for v, plane, rank, _ in items
+                ]
+            ),
+            [(records[v].dataset, records[v].subject) for v, *_ in items],
+        )
+
+    def split(self, config: Config, seed: int) -> tuple[Tensor, Tensor]:
+        """Rows of the training subjects, and of the others."""
+        shares = share_of(self.owners, ratios=config.split.ratios, seed=seed)
+        train = torch.tensor([share == "train" for share in shares])
+        return train.nonzero()[:, 0], (~train).nonzero()[:, 0]
+
+    def take(self, rows: Tensor) -> "_Pairs":
+        """Some of the rows."""
+        chosen = rows.tolist()
+        return _Pairs(
+            self.images[rows], [self.texts[row] for row in chosen], self.planes[rows], self.positions[rows],
+            [self.owners[row] for row in chosen],
+        )  # fmt: skip
+
+
+def captions_or_raise(store: Store, captioner: str, record: VolumeRecord) -> Captions:
+    """The captions of a volume.
+
+    Raises:
+        DamagedError: E_MISSING, when it has none.
+    """
+    captions = store.captions(captioner, record.volume)
+    if captions is None:
+        message = f"volume {record.volume} has no captions"
+        raise DamagedError("E_MISSING", message, hint="run m3di build-store again")
+    return captions
+
+
+def _read(store: Store, records: dict[str, VolumeRecord], items: Sequence[tuple[str, int, int, str]]) -> np.ndarray:
+    """The images of slices, each plane of a volume read once."""
+    size = store.recipe.slice_size
+    images = np.zeros((len(items), size, size), np.uint8)
+    wanted: dict[tuple[str, int], list[tuple[int, int]]] = {}
+    for row, (volume, plane, rank, _) in enumerate(items):
+        wanted.setdefault((volume, plane), []).append((row, rank))
+    for (volume, plane), places in sorted(wanted.items()):
+        pictures = slice_images(store, records[volume], plane)
+        rows, ranks = zip(*places, strict=True)
+        images[list(rows)] = pictures[list(ranks)]
+    return images
