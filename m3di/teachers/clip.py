@@ -13,6 +13,7 @@ from m3di.teachers.dense import PatchProjection
 from m3di.teachers.embedded import embedded_towers
 from m3di.teachers.folder import read_towers, write_towers
 from m3di.teachers.hub import checkpoint_towers, hub_towers, random_towers
+from m3di.teachers.lowering import input_dtype
 from m3di.teachers.towers import (
     Model,
     TwoTower,
@@ -111,7 +112,7 @@ class Teacher:
         """
         with torch.inference_mode():
             batches = images.split(self.batch_size)
-            low = DTYPES[self.dtype]
+            low = input_dtype(self._image_trunk)
             both = [trunk_with_patches(self._image_trunk, self.pixels(batch).to(low)) for batch in batches]
             pooled = torch.cat([features.float() for features, _ in both])
             patches = torch.cat([grid.float() for _, grid in both])
@@ -154,7 +155,7 @@ class Teacher:
     def image_features(self, images: UInt8[Tensor, "s y x"]) -> Float[Tensor, "s c"]:
         """Give the image trunk's output before the projection head, float32; `images` holds at least one slice."""
         with torch.inference_mode():
-            low = DTYPES[self.dtype]
+            low = input_dtype(self._image_trunk)
             batches = [self._image_trunk(self.pixels(part).to(low)).float() for part in images.split(self.batch_size)]
             features = torch.cat(batches)
         return features.clone()  # outside of inference mode: a tensor that the heads can be fitted to

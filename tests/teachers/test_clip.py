@@ -12,7 +12,7 @@ from stores.errors import RefusedError
 TEXTS = ["a liver", "Axial CT slice of the lung, at the very top.", "a liver", "brain " * 40]
 
 
-def stockpixels(pictures: torch.Tensor, size: int, config: dict) -> torch.Tensor:
+def stock_pixels(pictures: torch.Tensor, size: int, config: dict) -> torch.Tensor:
     """The pictures through open_clip's own PIL preprocessing."""
     open_clip = import_open_clip(offline=True)
     fields = {"size": size, "mean": tuple(config["mean"]), "std": tuple(config["std"]), "resize_mode": "squash"}
@@ -21,7 +21,7 @@ def stockpixels(pictures: torch.Tensor, size: int, config: dict) -> torch.Tensor
 
 
 def test_images_are_embedded_as_stock_open_clip_does(embedded, pictures):
-    pixels = stockpixels(pictures, 224, embedded.towers.config["preprocess_cfg"])
+    pixels = stock_pixels(pictures, 224, embedded.towers.config["preprocess_cfg"])
     exact = Teacher(embedded.towers, dtype="float32")
     # PIL rounds to 8 bits after each of its two passes: 0.0014 of the range in the mean, and these smooth pictures
     # are the worst case for it, as their bands move.
@@ -37,7 +37,7 @@ def test_images_are_embedded_as_stock_open_clip_does(embedded, pictures):
 def test_pictures_of_the_models_size_need_no_resize(tiny, pictures):
     crops = pictures[:, :32, :32]
     with torch.no_grad():
-        pixels = stockpixels(crops, 32, tiny.towers.config["preprocess_cfg"])
+        pixels = stock_pixels(crops, 32, tiny.towers.config["preprocess_cfg"])
         expected = tiny.towers.model.encode_image(pixels, normalize=True)
     torch.testing.assert_close(tiny.encode_image(crops), expected, atol=1e-5, rtol=0)
 
@@ -138,3 +138,17 @@ def test_unknown_spec_is_refused_with_the_known_forms(spec):
 def test_numpy_slices_of_the_store_are_accepted(tiny):
     slices = np.zeros((2, 32, 32), np.uint8)
     assert tiny.encode_image(torch.from_numpy(slices)).shape == (2, 16)
+
+
+@pytest.mark.parametrize(("dtype", "lowest"), [("float32", 1 - 1e-5), ("bfloat16", 0.99)])
+def test_the_lowered_trunk_agrees_with_the_models_own(embedded, pictures, dtype, lowest):
+    """Batch norms are folded, and bfloat16 begins behind the first block."""
+    teacher = Teacher(embedded.towers, dtype=dtype)
+    model = embedded.towers.model
+    with torch.no_grad():
+        plain = F.normalize(model.visual.trunk(teacher.pixels(pictures)), dim=-1)
+    ours = F.normalize(teacher.image_features(pictures), dim=-1)
+    assert float((plain * ours).sum(dim=1).min()) > lowest
+    assert any(isinstance(module, torch.nn.BatchNorm2d) for module in model.visual.modules()), (
+        "the model is as it was"
+    )
