@@ -58,6 +58,7 @@ RECIPE = Recipe(cube_size=128, slice_size=8, slice_stride=1)
 TEACHER, CAPTIONER = "a1" * 32, "b2" * 32
 MOST, MOST_OF_ONE, BATCH, DIM, COUNTS, USUAL = 96, 24, 32, 512, (1, 8, 32), 8
 DRAWS, ROUNDS, STEPS, SLOWER = 3, 5, 40, 1.5
+AHEAD_S = 0.1  # a step of training, in which a batch that was asked for can come
 MIB = 2.0**20
 Route = Callable[[int], Any]
 Draws = Mapping[int, list[Draw]]
@@ -441,6 +442,7 @@ def show_cold(paths: Mapping[str, Path], buffer: torch.Tensor) -> None:
     for layout, path in paths.items():
         routes: dict[str, Callable[[Opened, Draw], object]] = {
             "ours": lambda store, draw: store.batch(draw, buffer),
+            f"ours, asked for {AHEAD_S} s before": lambda store, draw: store.batch(draw, buffer),
             "ours, rows only": lambda store, draw: store.embeddings.gather(draw.volumes, draw.planes, draw.slices),
             "pread of the image files, undecoded": lambda store, draw: with_pread(store.paths(), draw, buffer),
         }
@@ -450,6 +452,9 @@ def show_cold(paths: Mapping[str, Path], buffer: torch.Tensor) -> None:
                 drop_cache(path)
                 with opened(path) as store:
                     draw = store.draws(USUAL)[number % DRAWS]
+                    if "asked" in name:
+                        BatchReader(store.volumes, store.embeddings).will_need(draw)
+                        time.sleep(AHEAD_S)
                     before, start = resource.getrusage(resource.RUSAGE_SELF).ru_inblock, time.perf_counter()
                     route(store, draw)
                     seconds = time.perf_counter() - start

@@ -8,6 +8,7 @@ import json
 import os
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -115,6 +116,18 @@ class VolumeStore:
         part = np.empty(declared.shape, declared.dtype) if out is None else out
         read_chunk(self.chunk_path(name, slot), part, self.layout, checksum=checksum)
         return part
+
+    def will_need(self, name: str, slots: Iterable[int]) -> None:
+        """Ask the system to bring chunks into its cache while something else is done; nothing waits for it."""
+        if not hasattr(os, "posix_fadvise"):
+            return  # macOS
+        for slot in slots:
+            with suppress(OSError):  # whoever reads the chunk says what is wrong with it
+                descriptor = os.open(self.chunk_path(name, slot), os.O_RDONLY)
+                try:
+                    os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_WILLNEED)
+                finally:
+                    os.close(descriptor)
 
     def chunk(self, name: str, slot: int, stored: StoredObject) -> Chunk:
         """A chunk as it is on disk, for another store.

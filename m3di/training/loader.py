@@ -69,6 +69,10 @@ class BatchReader:
         planes, slices = torch.from_numpy(draw.planes), torch.from_numpy(draw.slices)
         return Batch(draw, buffer, planes, slices, torch.from_numpy(rows))
 
+    def will_need(self, draw: Draw) -> None:
+        """Have the volumes of a later batch brought into the system's cache meanwhile."""
+        self._volumes.will_need("image", self._embeddings.index.slots[draw.volumes].tolist())
+
     def _read_cube(self, volume: int, out: npt.NDArray[Any]) -> None:
         index = self._embeddings.index
         checksum = int(index.checksums[volume])
@@ -95,11 +99,18 @@ def prefetch(
 
     def fill() -> None:
         try:
-            for samples_seen in range(start, stop, batch_size):
+            draws = (
+                sampler.draw(samples_seen, batch_size, rank=rank, world_size=world_size)
+                for samples_seen in range(start, stop, batch_size)
+            )
+            following = next(draws, None)
+            while (draw := following) is not None:
+                following = next(draws, None)
+                if following is not None:
+                    reader.will_need(following)
                 buffer = free.get()
                 if done.is_set():
                     return
-                draw = sampler.draw(samples_seen, batch_size, rank=rank, world_size=world_size)
                 ready.put(reader.read(draw, buffer))
             ready.put(None)
         except BaseException as error:

@@ -43,3 +43,28 @@ def test_leaving_early_leaves_no_thread_waiting(store):
     stream = batches(store, stop=4000)
     next(stream)
     stream.close()
+
+
+def test_a_batch_is_asked_for_before_the_one_ahead_of_it_is_read(store, monkeypatch):
+    happened = []
+    read, will_need = BatchReader.read, BatchReader.will_need
+
+    def spied_read(self, draw, buffer):
+        happened.append(("read", tuple(draw.volumes)))
+        return read(self, draw, buffer)
+
+    def spied_will_need(self, draw):
+        happened.append(("ask", tuple(draw.volumes)))
+        will_need(self, draw)
+
+    monkeypatch.setattr(BatchReader, "read", spied_read)
+    monkeypatch.setattr(BatchReader, "will_need", spied_will_need)
+    first, second, third = (tuple(batch.draw.volumes) for batch in batches(store))
+    assert happened == [("ask", second), ("read", first), ("ask", third), ("read", second), ("read", third)]
+
+
+def test_asking_for_a_chunk_that_is_gone_is_silent_and_reading_it_is_not(store):
+    store.volumes.chunk_path("image", 2).unlink()
+    store.volumes.will_need("image", [2, 3])
+    with pytest.raises(DamagedError, match=r"image/c\.2\.0\.0\.0"):
+        store.volumes.read("image", 2)
