@@ -69,6 +69,7 @@ def build_store(
     # Here, because the plan of a build and the cubes of a task need no torch.
     from m3di.teachers.stage import embed_volumes, ensure_teacher  # noqa: PLC0415
 
+    captioner_of(config, None).of_volume("")  # refuses a captioner that lacks something, before the long part
     datasets = survey(sources, layout=layout, follow_links=config.sources.follow_links)
     for dataset in datasets:
         report("found", dataset=dataset.name, layout=dataset.layout, cases=len(dataset.cases))

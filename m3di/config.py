@@ -57,8 +57,9 @@ class EndpointConfig:
     it is sent up to `attempts` times; when the server fails on it, `image_attempts` times, after which the slice goes
     without the model, at most `max_poison` times a run.
 
-    Caps are per run, and what is answered already costs nothing: `max_requests`, `max_tokens_total`, and `max_cost` at
-    `price_input` and `price_output` per million tokens. `pilot` is how many slices `captions plan` really asks about.
+    Caps are per run, and what is answered already counts for nothing: `max_requests`, `max_tokens_total`, and
+    `max_cost` at `price_input` and `price_output` per million tokens. `pilot` is how many slices `captions plan`
+    really asks about.
 
     A host that is not this machine must be named by `allow_host`, and over plain http be allowed by
     `allow_plain_http`; the key is read from the environment variable `key_variable`.
@@ -68,7 +69,7 @@ class EndpointConfig:
     model: str = ""
     every: Positive = 8
     image_px: Annotated[int, Ge(0), Le(4096)] = 0
-    max_words: Annotated[int, Ge(5), Le(400)] = 40
+    max_words: Annotated[int, Ge(5), Le(400)] = 35  # with the place before them about CLIP's 77 tokens
     temperature: Annotated[float, Ge(0)] = 0.0
     concurrency: Annotated[int, Gt(0), Le(256)] = 4
     timeout_s: PositiveFloat = 120.0
@@ -91,8 +92,8 @@ class CaptionsConfig:
     """Who writes the captions, and whether label maps may be used for them.
 
     `structures` names the anatomy of a label map in the captions: never for a set whose labels will be test data.
-    `file` is the table of `captioner = "table"`, which must speak of every slice if `complete`. `max_tokens` is how long a text of `captioner = "describe"` may be:
-    the teacher's context less its two special tokens.
+    `file` is the table of `captioner = "table"`, which must speak of every slice if `complete`.
+    `max_tokens` is how long a text of `captioner = "describe"` may be: the teacher's context less its special tokens.
     """
 
     captioner: Literal["describe", "endpoint", "table"] = "describe"

@@ -111,8 +111,8 @@ class _Planner:
         """Why captions are made anew; empty when they are kept."""
         if not same_slices:
             return "its slices change"
-        if set(_changed_facts(record, case)) & {"modality", "body_part"}:
-            return "modality or body part changed"
+        if set(_changed_facts(record, case)) & {"modality", "body_part", "sequence"}:
+            return "modality, sequence or body part changed"
         if store.captions(self._captions, record.volume) is None:
             return "none by this captioner"
         if self._config.captions.structures and record.label_digest != label:

@@ -40,6 +40,7 @@ class VolumeRecord:
         recipe_digest: The recipe that it was made by; empty in format version 1, where a store had but one.
         num_non_finite: Voxels that were NaN or infinite in the source.
         num_padding: Voxels of the source outside the scanner's field of view.
+        sequence: How an MR scan was weighted, for example `T1w`; empty when not known, and then not written.
     """
 
     volume: str
@@ -57,6 +58,7 @@ class VolumeRecord:
     recipe_digest: str = ""
     num_non_finite: int = 0
     num_padding: int = 0
+    sequence: str = ""
 
     def slices_digest(self, recipe: Recipe) -> str:
         """Identity of the slice images: what captions and rows are made of, whatever the label map and the facts."""
@@ -72,7 +74,10 @@ class VolumeRecord:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the record as JSON-ready values."""
-        return asdict(self) | {"source": self.source.to_dict(), "valid": list(self.valid)}
+        fields = asdict(self) | {"source": self.source.to_dict(), "valid": list(self.valid)}
+        if not self.sequence:
+            del fields["sequence"]  # as records without one have always been: their digests stay
+        return fields
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> "VolumeRecord":
@@ -94,12 +99,13 @@ class VolumeRecord:
         return digest_of(fields)
 
 
-FACTS: Final = ("subject", "dataset", "modality", "body_part")  # what a case says beside its voxels
+FACTS: Final = ("subject", "dataset", "modality", "body_part", "sequence")  # what a case says beside its voxels
 
 
 def facts_of(case: Any) -> dict[str, str]:
-    """The facts of a case."""
-    return {name: getattr(case, name) for name in FACTS}
+    """The facts of a case; without a sequence when it has none, as before there were sequences."""
+    facts = {name: getattr(case, name) for name in FACTS}
+    return {name: value for name, value in facts.items() if value or name != "sequence"}
 
 
 def item_digest(source: str, label: str, recipe: Recipe, facts: Mapping[str, str]) -> str:

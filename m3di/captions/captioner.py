@@ -1,14 +1,17 @@
 """The seam between the store and whoever writes captions: what they are shown, and what they give back."""
 
 import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import UInt8
 
+from m3di.events import Report
 from stores.errors import CaseError
 from stores.geometry import PLANES
+from stores.records import VolumeRecord
 
 MODALITIES: Final = ("CT", "MR", "unknown")
 DESCRIBED, MODEL, NEIGHBOUR, TABLE = "d", "m", "n", "t"
@@ -20,6 +23,24 @@ SOURCES: Final = {
 }
 # Names of anatomy have at most two digits in a row ("vertebrae T12"); ids, dates and paths do not get through.
 _NAME: Final = re.compile(r"(?!.*\d{3})[A-Za-z0-9 _(),+'-]{0,60}")
+_SEQUENCE: Final = re.compile(r"(?!.*\d{3})[A-Za-z0-9]{0,12}")
+SIDES: Final = ("", "left", "right", "both")
+
+
+@dataclass(frozen=True)
+class Structure:
+    """A structure of the label map, as a slice shows it.
+
+    Attributes:
+        name: As the label map's table has it.
+        area_mm2: Its area in the slice.
+        side: Where it lies about the middle of the scan, `left` or `right` of the patient, or `both` when it is in
+            two parts; empty when it crosses the middle, or the slice is sagittal. A side in the name comes first.
+    """
+
+    name: str
+    area_mm2: float = 0.0
+    side: str = ""
 
 
 @dataclass(frozen=True)
@@ -31,9 +52,11 @@ class SliceFacts:
         position: Place along the plane's normal inside the scan: 0 the inferior, posterior or left end, 1 the other.
         modality: `CT`, `MR` or `unknown`.
         body_part: Name of the imaged part; empty or `unknown` when not known.
-        structures: Names of the structures in the slice, largest first.
+        structures: The structures in the slice, largest first; empty unless label maps may be used.
         offset_mm: Distance from the scan's centre along the plane's normal, positive towards position 1.
         pixel_mm: Edge of a pixel of the shown image; 0 when not known.
+        sequence: How an MR scan was weighted, for example `T1w`; empty when not known.
+        hu_range: HU that are shown as 0 and as 255; None when the image is not in HU.
 
     Raises:
         CaseError: E_CAPTION, when a value is out of range, or a name looks like an id, a date or a path.
@@ -43,9 +66,11 @@ class SliceFacts:
     position: float
     modality: str
     body_part: str
-    structures: tuple[str, ...] = ()
+    structures: tuple[Structure, ...] = ()
     offset_mm: float = 0.0
     pixel_mm: float = 0.0
+    sequence: str = ""
+    hu_range: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
         if self.plane not in range(len(PLANES)):
@@ -54,7 +79,16 @@ class SliceFacts:
             raise CaseError("E_CAPTION", f"position {self.position} is not between 0 and 1")
         if self.modality not in MODALITIES:
             raise CaseError("E_CAPTION", f"modality {self.modality!r} is not one of {', '.join(MODALITIES)}")
-        for name in (self.body_part, *self.structures):
+        if not _SEQUENCE.fullmatch(self.sequence):
+            hint = "letters and digits, at most two in a row, for example T1w"
+            raise CaseError("E_CAPTION", f"{self.sequence!r} does not look like an MR sequence", hint=hint)
+        if any(structure.side not in SIDES for structure in self.structures):
+            raise CaseError("E_CAPTION", f"a side is none of {', '.join(SIDES[1:])}")
+        if not (np.isfinite(self.offset_mm) and 0 <= self.pixel_mm < np.inf):
+            raise CaseError("E_CAPTION", f"offset {self.offset_mm} mm or pixel {self.pixel_mm} mm is no length")
+        if self.hu_range is not None and not self.hu_range[0] < self.hu_range[1]:
+            raise CaseError("E_CAPTION", f"HU from {self.hu_range[0]} to {self.hu_range[1]} are no range")
+        for name in (self.body_part, *(structure.name for structure in self.structures)):
             if not _NAME.fullmatch(name):
                 hint = "name it in words, with at most two digits in a row"
                 raise CaseError("E_CAPTION", f"{name!r} does not look like a name of anatomy", hint=hint)
@@ -123,3 +157,14 @@ class Captioner(Protocol):
 
     def caption(self, shown: ShownVolume) -> Written:
         """Return one text for each slice of each plane."""
+
+
+@runtime_checkable
+class Asking(Protocol):
+    """What a captioner that asks others offers beside `Captioner`: a look before the first question, and a count."""
+
+    def begin(self, records: Sequence[VolumeRecord], *, report: Report, check: Callable[[], None]) -> None:
+        """Refuse or warn before anything is asked about these volumes; `check` may later stop a volume midway."""
+
+    def summary(self) -> dict[str, Any]:
+        """What was asked and answered, JSON-ready."""

@@ -26,6 +26,8 @@ def described(
         "modality": record.modality,
         "body_part": record.body_part,
     }
+    if record.sequence:
+        seen["sequence"] = record.sequence
     if config.captions.structures:
         names = structures.get(record.dataset, {})
         seen |= {"label": record.label_digest, "structures": {str(value): name for value, name in names.items()}}

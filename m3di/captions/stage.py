@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from m3di.captions.captioner import SOURCES, Captioner, ShownPlane, ShownVolume, SliceFacts
+from m3di.captions.captioner import SOURCES, Asking, Captioner, ShownPlane, ShownVolume, SliceFacts, Structure
 from m3di.captions.identity import Structures, captioner_fingerprint, captions_of, described, structure_names
 from m3di.captions.registry import captioner_of
 from m3di.config import Config
@@ -33,15 +33,22 @@ def caption_volumes(
     """Caption the volumes whose captions are not up to date; returns how many."""
     structures = structure_names(cases) if config.captions.structures else {}
     fingerprint = captioner_fingerprint(captioner, config)
-    store.commit_facts("captioner", fingerprint, {"name": captioner.name, "structures": config.captions.structures})
     stale = [r for r in store.records() if captions_of(store, captioner, r, config, structures) is None]
+    if isinstance(captioner, Asking):
+        captioner.begin(stale, report=report, check=check)
+    store.commit_facts("captioner", fingerprint, {"name": captioner.name, "structures": config.captions.structures})
     report("begin", stage="captions", volumes=len(stale))
-    for record in stale:
-        check()
-        written = captioner.caption(show(store, record, structures))
-        captions = Captions(described(store, captioner, record, config, structures), written.texts, written.sources)
-        store.commit_captions(fingerprint, record.volume, captions, facts=written.facts)
-        report("committed", volume=record.volume, stage="captions")
+    try:
+        for record in stale:
+            check()
+            written = captioner.caption(show(store, record, structures))
+            identity = described(store, captioner, record, config, structures)
+            captions = Captions(identity, written.texts, written.sources)
+            store.commit_captions(fingerprint, record.volume, captions, facts=written.facts)
+            report("committed", volume=record.volume, stage="captions")
+    finally:  # also when a cap, a signal or the server ends it early
+        if stale and isinstance(captioner, Asking):
+            report("captioned", **captioner.summary())
     return len(stale)
 
 
@@ -92,22 +99,48 @@ def _show_plane(store: Store, record: VolumeRecord, plane: int, structures: Stru
     label = store.volumes.read("label", record.slot) if names else None
     slices = tuple(int(index) for index in record.valid_slices(plane))
     chain = record.chain(store.recipe)
+    low_hu, high_hu = store.recipe.ct_window_hu
     facts = []
     for index in slices:
         position = slice_position(record, store.recipe, plane, index)
-        present = () if label is None else _present(label.take(index, axis=NORMAL_AXIS[plane]), names)
+        cut = None if label is None else label.take(index, axis=NORMAL_AXIS[plane])
+        present = () if cut is None else _present(cut, names, plane=plane, voxel_mm=chain.voxel_mm)
         facts.append(
             SliceFacts(
                 plane, position, record.modality, record.body_part, present,
                 offset_mm=(index + 0.5 - store.recipe.cube_size / 2) * chain.voxel_mm,
                 pixel_mm=chain.edge_mm / store.recipe.slice_size,
+                sequence=record.sequence,
+                hu_range=(low_hu, high_hu) if record.modality == "CT" else None,
             )
         )  # fmt: skip
     return ShownPlane(slice_images(store, record, plane), tuple(facts), slices)
 
 
-def _present(label: np.ndarray, names: Mapping[int, str]) -> tuple[str, ...]:
-    """Names of the structures in a slice of a label map, largest first."""
+def _present(label: np.ndarray, names: Mapping[int, str], *, plane: int, voxel_mm: float) -> tuple[Structure, ...]:
+    """The structures in a slice of a label map, largest first.
+
+    Args:
+        label: Slice of the label cube, its axes in canonical order: of axial and coronal ones the first to the right.
+        names: Class name by class value.
+        plane: The slice's.
+        voxel_mm: Edge of the cube's voxels.
+    """
     values, counts = np.unique(label, return_counts=True)
-    largest = values[np.argsort(-counts, kind="stable")]
-    return tuple(names[int(value)] for value in largest if value and int(value) in names)
+    found = []
+    for which in np.argsort(-counts, kind="stable"):
+        value = int(values[which])
+        if value and value in names:
+            side = "" if PLANES[plane] == "sagittal" else _side((label == value).sum(axis=1))
+            found.append(Structure(names[value], round(float(counts[which]) * voxel_mm**2, 1), side))
+    return tuple(found)
+
+
+def _side(counts: np.ndarray) -> str:
+    """Where a structure lies about the middle of the scan, from its voxels in each column to the right."""
+    size = len(counts)
+    left, right = counts[: size // 2].sum(), counts[-(-size // 2) :].sum()
+    if min(left, right) <= 0.1 * max(left, right):
+        return "left" if left > right else "right"
+    middle = counts[size // 2 - size // 32 - 1 : -(-size // 2) + size // 32 + 1].sum()
+    return "both" if middle == 0 and min(left, right) >= 0.25 * max(left, right) else ""

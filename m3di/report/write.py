@@ -13,9 +13,21 @@ from stores.atomic import write_bytes
 
 # Control characters, invisible direction marks and lone surrogates can make a name read as another one, or the
 # file unreadable; they are shown as what they are: something that cannot be shown.
+# Control characters, and those that hide or turn around what stands beside them.
 _UNSHOWABLE = {
     code: "�"
-    for span in ((0x00, 0x08), (0x0B, 0x1F), (0x7F, 0x9F), (0x202A, 0x202E), (0x2066, 0x2069), (0xD800, 0xDFFF))
+    for span in (
+        (0x00, 0x08),
+        (0x0B, 0x1F),
+        (0x7F, 0x9F),
+        (0x061C, 0x061C),
+        (0x200B, 0x200F),
+        (0x202A, 0x202E),
+        (0x2060, 0x2064),
+        (0x2066, 0x2069),
+        (0xD800, 0xDFFF),
+        (0xFEFF, 0xFEFF),
+    )
     for code in range(span[0], span[1] + 1)
 }
 

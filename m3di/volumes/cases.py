@@ -16,6 +16,13 @@ MODALITIES: Final = {
     "t2star": "MR", "pd": "MR", "pdw": "MR", "flair": "MR", "adc": "MR", "dwi": "MR", "t1gd": "MR", "t1ce": "MR",
     "t1c": "MR", "t1n": "MR", "t2f": "MR",
 }  # fmt: skip
+# Words for how an MR scan was weighted, as they are written.
+SEQUENCES: Final = {
+    word.lower(): word
+    for word in ("T1", "T2", "T1w", "T2w", "T2star", "PD", "PDw", "FLAIR", "ADC", "DWI", "T1gd", "T1ce", "T1c", "T1n",
+                 "T2f", "T1DUAL", "T2SPIR")
+}  # fmt: skip
+SEQUENCE: Final = re.compile(r"(?!.*\d{3})[A-Za-z0-9]{1,12}")
 # Word -> part; the first word found in a text counts.
 BODY_PARTS: Final = {
     "hippocampus": "hippocampus", "brain": "brain", "brats": "brain", "oasis": "brain", "head": "head",
@@ -62,6 +69,7 @@ class Case:
         root: The dataset's folder.
         member: Which scan in `image`, where that holds several: a series, or a volume of an array.
         attributes: Clinical columns (`ATTRIBUTES`) and the set's own split; never stored.
+        sequence: How an MR scan was weighted, for example `T1w`; empty when not known.
     """
 
     id: str
@@ -74,6 +82,7 @@ class Case:
     root: Path
     member: str = ""
     attributes: Mapping[str, str] = field(default_factory=dict)
+    sequence: str = ""
 
     @property
     def source(self) -> str:
@@ -89,6 +98,13 @@ def modality_of(*texts: str) -> str:
         if named:
             return named.pop() if len(named) == 1 else "unknown"
     return "unknown"
+
+
+def sequence_of(text: str) -> str:
+    """MR sequence that `text` names, as it is written (`SEQUENCES`); empty when it names none, or several."""
+    words = re.findall(r"[a-z0-9]+", text.lower())
+    named = {SEQUENCES[word] for word in words if word in SEQUENCES}
+    return named.pop() if len(named) == 1 else ""
 
 
 def body_part_of(text: str) -> str:

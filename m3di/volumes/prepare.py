@@ -71,6 +71,7 @@ def prepare(case: Case, recipe: Recipe, known: str, layout: Layout = LAYOUTS["co
         valid=(pack_bits(valid[0]), pack_bits(valid[1]), pack_bits(valid[2])),
         num_non_finite=volume.num_non_finite,
         num_padding=volume.num_padding,
+        sequence="" if volume.modality == "CT" else case.sequence,
     )
     return Prepared(record, encode_parts(parts, recipe, layout), tuple(warnings))
 

@@ -8,7 +8,8 @@ import pytest
 
 from stores import Store
 from stores.errors import DamagedError, LockedError, RefusedError
-from stores.recipe import Recipe
+from stores.recipe import Recipe, digest_of
+from stores.records import VolumeRecord
 from stores.store import Quarantined
 from tests.stores.stores import CAPTIONER, RECIPE, TEACHER, build, captions_of, chunks, fill, parts, record, rows_of
 
@@ -135,3 +136,15 @@ def test_gather_gives_the_rows_of_the_slices_asked_for(tmp_path):
                 np.testing.assert_array_equal(gathered[b, k], rows_of(kept, volume)[planes[b, k]][rank])
         with pytest.raises(ValueError, match="slice 0 of plane 1 of v0 has no row"):
             embeddings.gather(np.array([0]), np.array([[1]]), np.array([[0]]))
+
+
+def test_a_record_without_a_sequence_has_the_digests_that_it_always_had():
+    plain = record("v0")
+    facts = {"subject": "v0", "dataset": "set", "modality": "MR", "body_part": "head"}
+    assert plain.item_digest == digest_of({"source": "sv0", "label": "", "recipe": RECIPE.digest, "facts": facts})
+    assert "sequence" not in plain.to_dict()
+    assert VolumeRecord.from_dict(plain.to_dict()) == plain
+    weighted = record("v0", sequence="T1w")
+    assert VolumeRecord.from_dict(weighted.to_dict()) == weighted
+    assert weighted.item_digest != plain.item_digest
+    assert weighted.content_digest != plain.content_digest

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
-from m3di.volumes.cases import ATTRIBUTES, Case, LabelMap, body_part_of, modality_of, safe_id
+from m3di.volumes.cases import ATTRIBUTES, Case, LabelMap, body_part_of, modality_of, safe_id, sequence_of
 from m3di.volumes.layouts.names import is_scan, labelled_scan, stem_of
 from m3di.volumes.manifests import read_table
 from stores.errors import RefusedError
@@ -52,6 +52,7 @@ def cases(root: Path) -> list[Case]:
                 label=LabelMap(maps[0], rivals=tuple(maps[1:])) if maps else None,
                 root=root,
                 attributes=people.get(subject, {}),
+                sequence=sequence_of(_suffix(stem)),
             )
         )
     return found

@@ -7,7 +7,7 @@
 from pathlib import Path
 from typing import Final
 
-from m3di.volumes.cases import Case, LabelMap, safe_id
+from m3di.volumes.cases import Case, LabelMap, safe_id, sequence_of
 
 NAMES: Final = {1: "liver", 2: "right kidney", 3: "left kidney", 4: "spleen"}
 MR_CODES: Final = ((55, 70, 1), (110, 135, 2), (175, 200, 3), (240, 255, 4))
@@ -56,4 +56,6 @@ def _case(root: Path, series: Path, modality: str, person: Path, suffix: str) ->
     names = {value: NAMES[value] for _, _, value in codes}
     subject = safe_id(f"chaos_{modality.lower()}_{person.name}")
     label = LabelMap(masks, names, codes, drawn_on=series) if masks.is_dir() else None
-    return Case(safe_id(f"{subject}{suffix}"), subject, "CHAOS", modality, "abdomen", series, label, root)
+    sequence = sequence_of(suffix)
+    name = safe_id(f"{subject}{suffix}")
+    return Case(name, subject, "CHAOS", modality, "abdomen", series, label, root, sequence=sequence)

@@ -12,7 +12,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Final
 
-from m3di.volumes.cases import Case, LabelMap, body_part_of, modality_of, safe_id
+from m3di.volumes.cases import Case, LabelMap, body_part_of, modality_of, safe_id, sequence_of
 from m3di.volumes.formats import dicom
 from m3di.volumes.layouts.names import bare, is_scan, labelled_scan, stem_of, subject_of
 from stores.errors import CaseError, RefusedError
@@ -128,6 +128,7 @@ def _case(path: Path, name: str, label: LabelMap | None, root: Path, *, member: 
         label=label,
         root=root,
         member=member,
+        sequence=sequence_of(name.rpartition("/")[2]),
     )
 
 

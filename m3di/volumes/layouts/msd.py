@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 from typing import Any, Final
 
-from m3di.volumes.cases import Case, LabelMap, body_part_of, modality_of, safe_id
+from m3di.volumes.cases import Case, LabelMap, body_part_of, modality_of, safe_id, sequence_of
 from m3di.volumes.layouts.names import stem_of, subject_of
 from m3di.volumes.manifests import inside, read_json
 from stores.errors import RefusedError
@@ -88,7 +88,8 @@ def mapping(manifest: dict[str, Any], name: str) -> dict[str, Any]:
 def _cases(folder: Path) -> list[Case]:
     manifest = read_json(folder / MANIFEST)
     name = dataset_name(manifest, folder)
-    modality = modality_of(" ".join(str(value) for value in mapping(manifest, "modality").values()))
+    channels = " ".join(str(value) for value in mapping(manifest, "modality").values())
+    modality, sequence = modality_of(channels), sequence_of(channels)
     names = label_names(manifest)
     entries = manifest.get("training")
     if not isinstance(entries, list):
@@ -103,5 +104,10 @@ def _cases(folder: Path) -> list[Case]:
         label = LabelMap(inside(folder, listed["label"], links=True), names) if listed.get("label") else None
         stem = stem_of(image)
         part = body_part_of(f"{name} {folder.resolve().name}")
-        found.append(Case(safe_id(stem), safe_id(subject_of(stem)), name, modality, part, image, label, folder))
+        found.append(
+            Case(
+                safe_id(stem), safe_id(subject_of(stem)), name, modality, part, image, label, folder,
+                sequence=sequence,
+            )
+        )  # fmt: skip
     return found

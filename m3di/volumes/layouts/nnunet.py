@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 from typing import Final
 
-from m3di.volumes.cases import Case, LabelMap, body_part_of, modality_of, safe_id
+from m3di.volumes.cases import Case, LabelMap, body_part_of, modality_of, safe_id, sequence_of
 from m3di.volumes.layouts.msd import MANIFEST, dataset_name, datasets, label_names, mapping
 from m3di.volumes.layouts.names import is_scan, stem_of, subject_of
 from m3di.volumes.manifests import read_json
@@ -44,6 +44,7 @@ def _cases(folder: Path) -> list[Case]:
             image=path,
             label=LabelMap(_label(path, case), names) if labelled else None,
             root=folder,
+            sequence=sequence_of(str(channels.get(str(int(channel)), ""))),
         )
         for path, case, channel in _images(folder, ending)
     ]

@@ -1,12 +1,22 @@
 """A CSV or TSV manifest: a line a scan, with whatever its columns tell.
 
-Columns: `image` (required; a path below the manifest's folder), `id`, `label`, `subject`, `modality`, `body_part`,
-`dataset`, and `group`, `cdr`, `diagnosis` for tasks. Other columns are left alone.
+Columns: `image` (required; a path below the manifest's folder), `id`, `label`, `subject`, `modality`, `sequence`,
+`body_part`, `dataset`, and `group`, `cdr`, `diagnosis` for tasks. Other columns are left alone.
 """
 
 from pathlib import Path
 
-from m3di.volumes.cases import ATTRIBUTES, MODALITIES, Case, LabelMap, body_part_of, modality_of, safe_id
+from m3di.volumes.cases import (
+    ATTRIBUTES,
+    MODALITIES,
+    SEQUENCE,
+    Case,
+    LabelMap,
+    body_part_of,
+    modality_of,
+    safe_id,
+    sequence_of,
+)
 from m3di.volumes.layouts.names import is_scan, stem_of, subject_of
 from m3di.volumes.manifests import inside, read_table
 from stores.errors import RefusedError
@@ -34,6 +44,10 @@ def _case(row: dict[str, str], root: Path) -> Case:
     if modality and modality.lower() not in MODALITIES:
         message = f"{root.name} gives {row['image']!r} the modality {modality!r}"
         raise RefusedError("E_MANIFEST", message, hint=f"use one of {', '.join(MODALITIES)}, or leave it empty")
+    sequence = row.get("sequence", "")
+    if sequence and not SEQUENCE.fullmatch(sequence):
+        message = f"{root.name} gives {row['image']!r} the sequence {sequence!r}"
+        raise RefusedError("E_MANIFEST", message, hint="name it in letters and digits, for example T1w or FLAIR")
     name = row.get("dataset") or root.stem
     return Case(
         id=safe_id(row.get("id") or stem),
@@ -45,4 +59,5 @@ def _case(row: dict[str, str], root: Path) -> Case:
         label=LabelMap(inside(folder, row["label"], links=True)) if row.get("label") else None,
         root=folder,
         attributes={column: row[column] for column in ATTRIBUTES if row.get(column)},
+        sequence=sequence or sequence_of(modality) or sequence_of(stem),
     )

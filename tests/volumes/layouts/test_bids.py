@@ -124,3 +124,10 @@ def test_links_to_what_was_not_fetched_are_cases(tmp_path):
     touch(tmp_path, "sub-1/anat/other.txt")
     (tmp_path / "sub-1/anat/sub-1_T1w.nii.gz").symlink_to("../../.git/annex/objects/key")
     assert ids(discover(tmp_path)) == ["sub-1_T1w"]
+
+
+def test_the_suffix_names_the_sequence(tmp_path):
+    names = [f"sub-1/anat/sub-1_{suffix}.nii.gz" for suffix in ("FLAIR", "T1w", "UNIT1")]
+    found = discover(touch(tmp_path, *names, "sub-1/ct/sub-1_ct.nii.gz"))
+    sequences = {"sub-1_FLAIR": "FLAIR", "sub-1_T1w": "T1w", "sub-1_UNIT1": "", "sub-1_ct": ""}
+    assert {case.id: case.sequence for case in found} == sequences

@@ -120,3 +120,8 @@ def test_masks_in_other_number_than_slices_are_refused(tmp_path):
     with pytest.raises(CaseError, match="3 masks for 4 slices") as refused:
         read_label(case.label, like=read_volume(case.image, modality="MR").geometry)
     assert refused.value.code == "E_LABEL_GEOMETRY"
+
+
+def test_the_folder_names_the_sequence(challenge):
+    found = {case.id: case.sequence for case in discover(challenge)}
+    assert found == dict(zip(ALL_IDS, ["", "", "T1DUAL", "T1DUAL", "T2SPIR"], strict=True))

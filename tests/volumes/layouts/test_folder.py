@@ -215,3 +215,11 @@ def test_links_within_the_folder_are_followed_for_files(tmp_path):
     (tmp_path / "b.nii.gz").symlink_to("store/a.nii.gz")
     (tmp_path / "again").symlink_to("store", target_is_directory=True)
     assert ids(discover(tmp_path)) == ["b", "store_a"]
+
+
+@pytest.mark.parametrize(
+    ("path", "sequence"), [("a_T1w", "T1w"), ("x/b_t1ce", "T1ce"), ("t1_t2", ""), ("flair/x", ""), ("ct", "")]
+)
+def test_the_files_own_name_tells_the_sequence(tmp_path, path, sequence):
+    (case,) = discover(touch(tmp_path / "set", f"{path}.nii.gz"), layout="folder")
+    assert case.sequence == sequence

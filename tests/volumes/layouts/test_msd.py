@@ -145,3 +145,10 @@ def test_hidden_folders_hold_no_dataset(tmp_path):
     write_manifest(tmp_path / "Task03", training=["a.nii.gz"])
     write_manifest(tmp_path / ".trash", training=["b.nii.gz"])
     assert ids(survey([tmp_path])[0].cases) == ["a"]
+
+
+@pytest.mark.parametrize(("channels", "sequence"), [(("MRI",), ""), (("t1gd",), "T1gd"), (("T2", "ADC"), "")])
+def test_one_channel_names_the_sequence(tmp_path, channels, sequence):
+    training = [{"image": "imagesTr/a.nii.gz", "label": "labelsTr/a.nii.gz"}]
+    root = write_manifest(tmp_path, training=training, modality=dict(enumerate(channels)))
+    assert [case.sequence for case in discover(touch(root, "imagesTr/a.nii.gz"))] == [sequence]

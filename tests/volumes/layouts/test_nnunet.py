@@ -116,3 +116,9 @@ def test_regions_and_the_ignore_label_keep_their_stored_values(tmp_path):
     (case,) = discover(root)
     assert case.label.names == {1: "whole", 2: "core"}
     np.testing.assert_array_equal(read_label(case.label, like=read_volume(case.image, modality="CT").geometry), label)
+
+
+def test_each_channel_names_its_sequence(tmp_path):
+    names = [f"imagesTr/a_{channel:04d}.nii.gz" for channel in range(3)]
+    cases = discover(write_raw(tmp_path, *names, channels=("T2w", "FLAIR", "CT")))
+    assert [case.sequence for case in cases] == ["T2w", "FLAIR", ""]

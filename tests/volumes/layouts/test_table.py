@@ -80,3 +80,16 @@ def test_links_out_of_the_tables_folder_need_the_setting(tmp_path):
     with pytest.raises(RefusedError, match="E_PATH"):
         discover(table)
     assert ids(discover(table, follow_links=True)) == ["scan"]
+
+
+def test_the_sequence_is_the_columns_else_the_modalitys_else_the_names(tmp_path):
+    lines = ["image,modality,sequence", "a.nii.gz,MR,SWI", "b.nii.gz,T1w,", "c_flair.nii.gz,,", "d.nii.gz,CT,"]
+    cases = discover(write_table(tmp_path, "\n".join(lines)))
+    assert [case.sequence for case in cases] == ["SWI", "T1w", "FLAIR", ""]
+
+
+@pytest.mark.parametrize("sequence", ["T1 of Ms Doe", "20240131", "x" * 13, "../t1"])
+def test_a_sequence_that_is_no_short_word_is_refused(tmp_path, sequence):
+    with pytest.raises(RefusedError) as error:
+        discover(write_table(tmp_path, f"image,sequence\na.nii.gz,{sequence}\n"))
+    assert error.value.code == "E_MANIFEST"
