@@ -25,7 +25,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
 
-from m3di.captions.captioner import SliceFacts
+from m3di.captions.captioner import SliceFacts, opening_of
 from m3di.captions.describe import count_tokens, describe, exact, render
 from m3di.captions.measure import measure
 from m3di.captions.stage import show
@@ -52,6 +52,15 @@ class Shown:
     facts: SliceFacts
     dataset: str
     subject: str
+
+
+@dataclass(frozen=True)
+class Features:
+    """Trunk features of slices, of their captions, and of the captions' first sentences."""
+
+    images: torch.Tensor
+    texts: torch.Tensor
+    openings: torch.Tensor
 
 
 def described(shown: Shown) -> str:
@@ -133,25 +142,27 @@ def compare(shown: list[Shown], *, seeds: int) -> None:
     print(f"{'':12} {'texts':>5} {'chance@10':>9}", *(f"{name:>22}" for name in COLUMNS))
     for name, way in WAYS.items():
         texts = [way(one) for one in shown]
-        features = teacher.text_features(texts)
-        cards = [_card(teacher, shown, images, features, texts, seed) for seed in range(seeds)]
+        features = Features(
+            images, teacher.text_features(texts), teacher.text_features([opening_of(t) for t in texts])
+        )
+        cards = [_card(teacher, shown, features, texts, seed) for seed in range(seeds)]
         chance = np.mean([card["chance@10"] for card in cards])
         cells = [[card[column] for card in cards] for column in COLUMNS]
         spread = (f"{np.mean(cell):.3f} ({min(cell):.2f} to {max(cell):.2f})" for cell in cells)
         print(f"{name:12} {len(set(texts)):5} {chance:9.3f}", *(f"{text:>22}" for text in spread), flush=True)
 
 
-def _card(  # noqa: PLR0917
-    teacher: Teacher, shown: list[Shown], images: torch.Tensor, features: torch.Tensor, texts: list[str], seed: int
-) -> dict[str, float]:
-    """Fit to one split and score what it holds out."""
+def _card(teacher: Teacher, shown: list[Shown], features: Features, texts: list[str], seed: int) -> dict[str, float]:
+    """Fit to one split, as the build does, and score what it holds out."""
     owners = [(one.dataset, one.subject) for one in shown]
     train = np.array([share == "train" for share in share_of(owners, ratios=(0.7, 0.1, 0.2), seed=seed)])
-    fitted = fit_heads(teacher, images[train], features[train], HeadFit(seed=seed))
+    both = torch.cat([features.texts[train], features.openings[train]])
+    fitted = fit_heads(teacher, features.images[train].repeat(2, 1), both, HeadFit(passes=20, seed=seed))
     held = np.flatnonzero(~train)
     heads = require_heads(fitted.towers.model)
     with torch.inference_mode():
-        rows = [F.normalize(head(part[held]), dim=-1) for head, part in zip(heads, (images, features), strict=True)]
+        parts = (features.images, features.texts)
+        rows = [F.normalize(head(part[held]), dim=-1) for head, part in zip(heads, parts, strict=True)]
     ids = np.unique([texts[index] for index in held], return_inverse=True)[1]
     planes = np.array([shown[index].facts.plane for index in held])
     places = np.array([shown[index].facts.position for index in held])

@@ -109,7 +109,8 @@ class TeacherConfig:
     """The frozen 2D model, and how it is fitted to the store's slice-caption pairs first (paper, section 2).
 
     `fit` chooses the projection heads alone, at `fit_learning_rate`, or both towers whole, at
-    `fit_tower_learning_rate`, `fit_micro_batch` slices of a batch at a time; `fit_steps` 0 leaves the model as it is.
+    `fit_tower_learning_rate`, `fit_micro_batch` slices of a batch at a time. It takes `fit_steps` steps, and no more
+    than `fit_passes` passes over the pairs, as few pairs are soon learnt by heart; 0 steps leave the model as it is.
     `fit_slices` slices of all volumes take part, those of the training subjects in the fit, the others in the card.
     `dense_dim`, when not 0, keeps the patch features of every slice too, reduced to that many principal components of
     the patches of `dense_slices` training slices.
@@ -119,6 +120,7 @@ class TeacherConfig:
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     fit: Literal["heads", "towers"] = "heads"
     fit_steps: Annotated[int, Ge(0)] = 500
+    fit_passes: Positive = 20
     fit_learning_rate: PositiveFloat = 1e-3
     fit_tower_learning_rate: PositiveFloat = 1e-5
     fit_batch_size: Positive = 256

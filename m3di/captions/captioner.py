@@ -94,6 +94,11 @@ class SliceFacts:
                 raise CaseError("E_CAPTION", f"{name!r} does not look like a name of anatomy", hint=hint)
 
 
+def opening_of(text: str) -> str:
+    """The first sentence of a caption: the plane and the place, with which every captioner begins."""
+    return f"{text.split('. ', maxsplit=1)[0].rstrip('.')}."
+
+
 @dataclass(frozen=True)
 class ShownPlane:
     """The valid slices of a plane, in ascending order of position.

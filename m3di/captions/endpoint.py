@@ -10,7 +10,16 @@ from typing import Any
 
 from m3di.captions import images, prompts, replies
 from m3di.captions.asking import Asker
-from m3di.captions.captioner import DESCRIBED, MODEL, NEIGHBOUR, Captioner, ShownPlane, ShownVolume, Written
+from m3di.captions.captioner import (
+    DESCRIBED,
+    MODEL,
+    NEIGHBOUR,
+    Captioner,
+    ShownPlane,
+    ShownVolume,
+    Written,
+    opening_of,
+)
 from m3di.captions.client import require_openai
 from m3di.captions.locality import api_key, check_place, warnings_of
 from m3di.captions.questions import Wordings, anchors, questions, wanted
@@ -127,11 +136,6 @@ class EndpointCaptioner:
                 texts.append(own)
                 letters.append(DESCRIBED)
                 continue
-            texts.append(f"{_opening(own)} {caption_of(reply, max_words=self._endpoint.max_words)}")
+            texts.append(f"{opening_of(own)} {caption_of(reply, max_words=self._endpoint.max_words)}")
             letters.append(MODEL if sent[nearest] == index else NEIGHBOUR)
         return tuple(texts), "".join(letters)
-
-
-def _opening(described: str) -> str:
-    """The first sentence of a description: plane and position."""
-    return f"{described.split('. ', maxsplit=1)[0].rstrip('.')}."

@@ -16,7 +16,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from m3di.captions.captioner import DESCRIBED, TABLE, ShownVolume, Written
+from m3di.captions.captioner import DESCRIBED, TABLE, ShownVolume, Written, opening_of
 from m3di.captions.describe import Describer
 from m3di.captions.identifiers import suspected_kinds
 from m3di.captions.rows import BadRow, Row, read_rows
@@ -276,13 +276,8 @@ def _text(rows: dict[tuple[int | None, int | None], str], plane: int, index: int
     if own := rows.get((plane, index)):
         return own, TABLE
     if shared := rows.get((plane, None), rows.get((None, None))):
-        return f"{_first_sentence(described)} {shared}", TABLE
+        return f"{opening_of(described)} {shared}", TABLE
     return described, DESCRIBED
-
-
-def _first_sentence(text: str) -> str:
-    """Plane and place of a slice, as the describer begins with them."""
-    return text.partition(". ")[0].rstrip(".") + "."
 
 
 def _coverage(texts: TableTexts, records: Sequence[VolumeRecord]) -> Coverage:

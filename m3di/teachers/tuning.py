@@ -29,7 +29,8 @@ class HeadFit:
     """How the heads are fitted, or the towers.
 
     Attributes:
-        steps: Optimiser steps.
+        steps: Optimiser steps, at most.
+        passes: Passes over the pairs, at most, but at least one step; None for no limit.
         learning_rate: AdamW's, constant.
         batch_size: Pairs a step; all of them when there are fewer.
         seed: Of the order of the pairs.
@@ -37,6 +38,7 @@ class HeadFit:
     """
 
     steps: int = 500
+    passes: int | None = None
     learning_rate: float = 1e-3
     batch_size: int = 256
     seed: int = 0
@@ -242,10 +244,11 @@ def _optimise(
 
 
 def batches_of(count: int, config: HeadFit) -> Iterator[Tensor]:
-    """`steps` batches of row numbers, each pass over all rows in a new order; the rest of a pass is left out."""
+    """Batches of row numbers, each pass over all rows in a new order; the rest of a pass is left out."""
     generator = torch.Generator().manual_seed(config.seed)
     size = min(config.batch_size, count)
-    for step in range(config.steps):
+    most = config.steps if config.passes is None else max(1, config.passes * count // size)
+    for step in range(min(config.steps, most)):
         offset = step % (count // size) * size
         if offset == 0:
             order = torch.randperm(count, generator=generator)
