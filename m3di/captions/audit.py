@@ -18,10 +18,10 @@ import numpy.typing as npt
 
 from m3di.captions.captioner import SOURCES
 from m3di.captions.claims import wrong_claims
-from m3di.captions.exporting import CURRENT, choose_captioner, fitting_captions, name_of
 from m3di.captions.identifiers import suspected_kinds
 from m3di.captions.likeness import agreement, mask_numbers
 from m3di.captions.stage import slice_position
+from m3di.captions.tables.exporting import CURRENT, choose_captioner, fitting_captions, name_of
 from m3di.captions.tokens import over_context
 from m3di.tasks.split import nested_order
 from stores import Store

@@ -4,8 +4,8 @@ from pathlib import Path
 
 from m3di.captions.captioner import Captioner
 from m3di.captions.describe import Describer
-from m3di.captions.endpoint import EndpointCaptioner
-from m3di.captions.table import TableCaptioner
+from m3di.captions.endpoint.captioner import EndpointCaptioner
+from m3di.captions.tables.captioner import TableCaptioner
 from m3di.config import Config
 from stores import Store
 from stores.errors import RefusedError

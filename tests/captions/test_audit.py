@@ -5,8 +5,8 @@ import pytest
 
 from m3di.captions.audit import WEIGHTS, audit_captions
 from m3di.captions.claims import claimed, wrong_claims
-from m3di.captions.exporting import export_captions
 from m3di.captions.likeness import agreement, jaccard, mask_numbers
+from m3di.captions.tables.exporting import export_captions
 from m3di.captions.tokens import over_context
 from stores import Store
 from stores.errors import RefusedError

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from m3di.captions.batches import export_batch, import_batch
+from m3di.captions.endpoint.batches import export_batch, import_batch
 from m3di.captions.stage import caption_store
 from m3di.config import load_config
 from m3di.events import ignore

@@ -19,15 +19,15 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image
 
-from m3di.captions import images, limits
 from m3di.captions.captioner import ShownPlane, ShownVolume, SliceFacts, Structure
-from m3di.captions.client import wait_of
 from m3di.captions.describe import Describer
-from m3di.captions.endpoint import EndpointCaptioner
-from m3di.captions.locality import check_place, warnings_of
-from m3di.captions.prompts import prompt_of
-from m3di.captions.questions import anchors, questions
-from m3di.captions.replies import MemoryReplies, Reply, caption_of
+from m3di.captions.endpoint import images, limits
+from m3di.captions.endpoint.captioner import EndpointCaptioner
+from m3di.captions.endpoint.client import wait_of
+from m3di.captions.endpoint.locality import check_place, warnings_of
+from m3di.captions.endpoint.prompts import prompt_of
+from m3di.captions.endpoint.questions import anchors, questions
+from m3di.captions.endpoint.replies import MemoryReplies, Reply, caption_of
 from m3di.config import EndpointConfig
 from stores.errors import RefusedError, ResourceError
 from tests.captions.servers import failed, free_port, llmock_server, recorder, said, tiny_llava, transformers_serve

@@ -8,12 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from m3di.captions.describe import Describer
-from m3di.captions.exporting import choose_captioner, export_captions
-from m3di.captions.importing import import_captions
 from m3di.captions.registry import captioner_of
-from m3di.captions.rows import MAX_TEXT, BadRow, Row, read_rows, write_rows
 from m3di.captions.stage import caption_store, show
-from m3di.captions.table import TableCaptioner
+from m3di.captions.tables.captioner import TableCaptioner
+from m3di.captions.tables.exporting import choose_captioner, export_captions
+from m3di.captions.tables.importing import import_captions
+from m3di.captions.tables.rows import MAX_TEXT, BadRow, Row, read_rows, write_rows
 from m3di.captions.text import sanitise
 from m3di.config import load_config
 from m3di.events import ignore

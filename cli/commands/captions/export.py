@@ -24,14 +24,14 @@ def export(
     """Write a store's captions to a table that `m3di captions import` reads back."""
     output = common.output
     if batch:
-        from m3di.captions.batches import export_batch
+        from m3di.captions.endpoint.batches import export_batch
         from stores import Store
 
         config = common.load_config(captions__captioner="endpoint")
         with Store(store_path(store), writable=True, wait_s=config.storage.wait_s) as opened:
             summary = export_batch(opened, config, out)
     else:
-        from m3di.captions.exporting import export_captions
+        from m3di.captions.tables.exporting import export_captions
 
         summary = export_captions(store_path(store), out, captioner=captioner)
     output.result("captions-export", summary, facts_table(flat(summary)))

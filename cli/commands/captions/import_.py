@@ -22,7 +22,7 @@ def import_(
     """Take captions from a table of volume, plane, slice and text; a row without plane and slice is a report."""
     output = common.output
     if batch:
-        from m3di.captions.batches import import_batch
+        from m3di.captions.endpoint.batches import import_batch
         from stores import Store
 
         config = common.load_config(captions__captioner="endpoint")
@@ -30,7 +30,7 @@ def import_(
             summary = import_batch(opened, config, file)
         next_step = "hint: m3di captions run --captioner endpoint writes them, m3di build-store embeds them"
     else:
-        from m3di.captions.importing import import_captions
+        from m3di.captions.tables.importing import import_captions
 
         if len(file) > 1:
             raise typer.BadParameter("one table at a time; several files are for --batch")

@@ -14,7 +14,7 @@ def plan(
     pilot: Annotated[int | None, typer.Option(help="really ask about N slices, and project from the answers")] = None,
 ) -> None:
     """Say what captioning by a server would send, where, and at what cost; asks nothing without --pilot."""
-    from m3di.captions.projection import plan_captions
+    from m3di.captions.endpoint.projection import plan_captions
 
     output = common.output
     config = common.load_config(captions__captioner="endpoint", captions__endpoint__pilot=pilot)

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from m3di.captions.registry import table_captioner
-from m3di.captions.rows import require_ending
 from m3di.captions.stage import caption_store
-from m3di.captions.table import Coverage, TableCaptioner
+from m3di.captions.tables.captioner import Coverage, TableCaptioner
+from m3di.captions.tables.rows import require_ending
 from m3di.config import Config
 from m3di.events import Report
 from stores import Store
@@ -19,7 +19,7 @@ def import_captions(path: Path, file: Path, config: Config, *, dry_run: bool, re
 
     Args:
         path: The store's folder.
-        file: The table, see `m3di.captions.rows`.
+        file: The table, see `m3di.captions.tables.rows`.
         config: All settings; captioner and file of `captions` are set here.
         dry_run: Check only.
         report: Receives W_TEXT_SANITIZED and W_PHI by line, and the events of captioning.

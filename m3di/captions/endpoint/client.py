@@ -11,9 +11,9 @@ from email.utils import parsedate_to_datetime
 from enum import Enum, auto
 from typing import Any, Final
 
-from m3di.captions.locality import api_key, check_place
-from m3di.captions.questions import Question
-from m3di.captions.replies import Reply, reply_of, speaks_of_policy
+from m3di.captions.endpoint.locality import api_key, check_place
+from m3di.captions.endpoint.questions import Question
+from m3di.captions.endpoint.replies import Reply, reply_of, speaks_of_policy
 from m3di.config import EndpointConfig
 from stores.errors import RefusedError
 

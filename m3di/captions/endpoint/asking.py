@@ -10,11 +10,11 @@ from contextlib import ExitStack
 from dataclasses import asdict
 from typing import Any, Final
 
-from m3di.captions.client import Client, Failure, Kind, open_client
-from m3di.captions.limits import Breaker, Meter, used
-from m3di.captions.offers import Negotiation
-from m3di.captions.questions import Question, Wordings, wanted
-from m3di.captions.replies import Replies, Reply
+from m3di.captions.endpoint.client import Client, Failure, Kind, open_client
+from m3di.captions.endpoint.limits import Breaker, Meter, used
+from m3di.captions.endpoint.offers import Negotiation
+from m3di.captions.endpoint.questions import Question, Wordings, wanted
+from m3di.captions.endpoint.replies import Replies, Reply
 from m3di.config import EndpointConfig
 from stores.errors import RefusedError, ResourceError
 

@@ -1,4 +1,4 @@
-"""A store's captions as a table that `m3di.captions.rows` reads back: the same texts, slice by slice."""
+"""A store's captions as a table that `m3di.captions.tables.rows` reads back: the same texts, slice by slice."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from m3di.captions.captioner import DESCRIBED, SOURCES
-from m3di.captions.rows import require_ending, write_rows
+from m3di.captions.tables.rows import require_ending, write_rows
 from m3di.captions.text import sanitise
 from stores import Store
 from stores.atomic import write_file

@@ -19,7 +19,7 @@ import numpy as np
 from m3di.captions.captioner import DESCRIBED, TABLE, ShownVolume, Written, opening_of
 from m3di.captions.describe import Describer
 from m3di.captions.identifiers import suspected_kinds
-from m3di.captions.rows import BadRow, Row, read_rows
+from m3di.captions.tables.rows import BadRow, Row, read_rows
 from m3di.events import Report
 from stores.errors import RefusedError, ResourceError
 from stores.geometry import PLANES

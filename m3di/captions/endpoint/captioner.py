@@ -8,8 +8,6 @@ place comes first, where no text encoder cuts it off.
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from m3di.captions import images, prompts, replies
-from m3di.captions.asking import Asker
 from m3di.captions.captioner import (
     DESCRIBED,
     MODEL,
@@ -20,10 +18,12 @@ from m3di.captions.captioner import (
     Written,
     opening_of,
 )
-from m3di.captions.client import require_openai
-from m3di.captions.locality import api_key, check_place, warnings_of
-from m3di.captions.questions import Wordings, anchors, questions, wanted
-from m3di.captions.replies import MemoryReplies, Replies, Reply, caption_of
+from m3di.captions.endpoint import images, prompts, replies
+from m3di.captions.endpoint.asking import Asker
+from m3di.captions.endpoint.client import require_openai
+from m3di.captions.endpoint.locality import api_key, check_place, warnings_of
+from m3di.captions.endpoint.questions import Wordings, anchors, questions, wanted
+from m3di.captions.endpoint.replies import MemoryReplies, Replies, Reply, caption_of
 from m3di.config import EndpointConfig
 from m3di.events import Report
 from stores.errors import RefusedError

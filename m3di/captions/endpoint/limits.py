@@ -9,8 +9,8 @@ import time
 from dataclasses import dataclass
 from typing import Final
 
-from m3di.captions.questions import Question, reply_limit
-from m3di.captions.replies import Reply
+from m3di.captions.endpoint.questions import Question, reply_limit
+from m3di.captions.endpoint.replies import Reply
 from m3di.config import EndpointConfig
 from stores.errors import RefusedError, ResourceError
 

@@ -8,8 +8,8 @@ from typing import Any, Final
 import numpy as np
 from jaxtyping import UInt8
 
-from m3di.captions import images, prompts
 from m3di.captions.captioner import ShownPlane
+from m3di.captions.endpoint import images, prompts
 from m3di.config import EndpointConfig
 from stores.recipe import digest_of
 

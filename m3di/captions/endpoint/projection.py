@@ -5,15 +5,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
-from m3di.captions import images, prompts
-from m3di.captions.asking import kept_reply
-from m3di.captions.endpoint import EndpointCaptioner
+from m3di.captions.endpoint import images, prompts
+from m3di.captions.endpoint.asking import kept_reply
+from m3di.captions.endpoint.captioner import EndpointCaptioner
+from m3di.captions.endpoint.limits import Tokens, estimated, used
+from m3di.captions.endpoint.locality import place_of, warnings_of
+from m3di.captions.endpoint.questions import Question, Wordings, anchors, questions
+from m3di.captions.endpoint.replies import Reply
 from m3di.captions.identity import captions_of
-from m3di.captions.limits import Tokens, estimated, used
-from m3di.captions.locality import place_of, warnings_of
-from m3di.captions.questions import Question, Wordings, anchors, questions
 from m3di.captions.registry import captioner_of
-from m3di.captions.replies import Reply
 from m3di.captions.stage import show
 from m3di.config import Config, EndpointConfig
 from m3di.events import ignore

@@ -11,14 +11,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
-from m3di.captions.client import one_line
-from m3di.captions.endpoint import EndpointCaptioner
-from m3di.captions.limits import Tokens, estimated
-from m3di.captions.locality import warnings_of
-from m3di.captions.projection import anchor_questions, next_question, stale_volumes
-from m3di.captions.questions import Question, wanted
+from m3di.captions.endpoint.captioner import EndpointCaptioner
+from m3di.captions.endpoint.client import one_line
+from m3di.captions.endpoint.limits import Tokens, estimated
+from m3di.captions.endpoint.locality import warnings_of
+from m3di.captions.endpoint.projection import anchor_questions, next_question, stale_volumes
+from m3di.captions.endpoint.questions import Question, wanted
+from m3di.captions.endpoint.replies import Reply, reply_of, speaks_of_policy
 from m3di.captions.registry import captioner_of
-from m3di.captions.replies import Reply, reply_of, speaks_of_policy
 from m3di.config import Config
 from stores import Store, atomic
 from stores.errors import RefusedError

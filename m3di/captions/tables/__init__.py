@@ -1,0 +1,1 @@
+"""Captions from and to tables: CSV, TSV, JSON lines, Parquet."""
