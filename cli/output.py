@@ -19,6 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 PIPE_WIDTH = 240  # columns when stdout is no terminal, so that no cell is cut
+IN_BAR = frozenset({"samples_seen", "total", "stage", "volumes_per_s", "remaining_s"})  # shown by the bar itself
 MINOR_EVENTS = frozenset({"step", "committed", "up to date"})  # shown as progress, or with --verbose
 
 
@@ -94,9 +95,7 @@ class Output:
         progress = self._progress
         assert progress is not None
         (task,) = progress.task_ids
-        shown = _words(
-            "", {name: value for name, value in facts.items() if name not in ("samples_seen", "total", "stage")}
-        )
+        shown = _words("", {name: value for name, value in facts.items() if name not in IN_BAR})
         if isinstance(facts.get("samples_seen"), int):
             progress.update(task, completed=facts["samples_seen"], facts=shown)  # type: ignore[arg-type]
         else:

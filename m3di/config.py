@@ -9,7 +9,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from annotated_types import Ge, Gt, Le
+from annotated_types import Ge, Gt, Le, Lt
 from pydantic import TypeAdapter, ValidationError
 
 from stores.errors import RefusedError
@@ -132,15 +132,24 @@ class TeacherConfig:
 
 @dataclasses.dataclass(frozen=True)
 class EncoderConfig:
-    """The 3D encoder to pretrain; `options` go to its constructor."""
+    """The 3D encoder to pretrain; `options` go to its constructor.
+
+    `name` is one that `m3di.networks.registry` knows, that an installed package declares, or `module:factory`.
+    `weights`, when not empty, is `FAMILY:PATH`: public weights to begin with (see `m3di.networks.weights`).
+    """
 
     name: str = "vit"
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
+    weights: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
 class PSATConfig:
-    """The plane-slice-aware transformer (paper, section 2)."""
+    """The plane-slice-aware transformer (paper, section 2).
+
+    `positions` says how a slice's place is counted: by its index in the cube, whose voxels differ from scan to scan,
+    or in mm from the cube's centre, where the table of places covers `extent_mm`.
+    """
 
     width: Positive = 512
     num_queries: Positive = 300
@@ -148,31 +157,69 @@ class PSATConfig:
     num_layers: Positive = 1
     pooling: Literal["mean", "query0", "attention"] = "mean"
     mode: Literal["full", "no_position", "linear"] = "full"
+    positions: Literal["index", "mm"] = "index"
+    extent_mm: PositiveFloat = 400.0
+
+
+@dataclasses.dataclass(frozen=True)
+class ObjectiveConfig:
+    """What pretraining minimises: the sum of its terms, each with a weight; a weight of 0 leaves the term out.
+
+    `kind` is how the vectors of slices are aligned with the teacher's image and text rows, two terms. `soft` gives
+    the share `soft_share` of each row's target to the rows that the teacher finds alike, at `soft_temperature`.
+    `transport` moves the share `transport_mass` of a batch, smoothed by `transport_regularisation`, the plan found in
+    `transport_iterations` steps.
+
+    `dense_weight` is that of the teacher's patch features against the tokens at their places, which needs a store
+    with `teacher.dense_dim`; `dense_kind` compares them by `cosine`, or against the other patches of the volume
+    (`infonce`); `dense_hidden`, when not 0, is the hidden width of the map between. `reconstruction_weight` is that
+    of the cube, rebuilt from its tokens.
+    """
+
+    kind: Literal["infonce", "sigmoid", "soft", "transport"] = "infonce"
+    image_weight: Annotated[float, Ge(0)] = 1.0
+    text_weight: Annotated[float, Ge(0)] = 1.0
+    soft_share: Fraction = 0.5
+    soft_temperature: PositiveFloat = 0.1
+    transport_regularisation: PositiveFloat = 0.03
+    transport_mass: Annotated[float, Gt(0), Le(1)] = 0.95
+    transport_iterations: Positive = 100
+    dense_weight: Annotated[float, Ge(0)] = 0.0
+    dense_kind: Literal["cosine", "infonce"] = "cosine"
+    dense_hidden: Annotated[int, Ge(0)] = 0
+    reconstruction_weight: Annotated[float, Ge(0)] = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
 class PretrainConfig:
     """Pretraining: sizes, optimiser, schedule, and how often to look, log and save (in steps).
 
-    `random_teacher` allows a store whose teacher was never trained: a control experiment.
+    `batch_size` is that of all processes together. Each process cuts its share into `accumulation` parts, of which
+    one at a time is held in memory with its gradient; the contrastive loss still sees the whole batch.
+    `gradient_checkpointing` computes the encoder's layers again in the backward pass. `ema_decay`, when not 0, keeps
+    a moving average of the weights, which is evaluated, and saved beside them as `ema`. `tensorboard` writes the
+    metrics as TensorBoard events too. `random_teacher` allows a store whose teacher was never trained: a control
+    experiment.
     """
 
     slices_per_volume: Positive = 8
     plane_weights: tuple[Annotated[float, Ge(0)], Annotated[float, Ge(0)], Annotated[float, Ge(0)]] = (1.0, 1.0, 1.0)
     batch_size: Positive = 32
+    accumulation: Positive = 1
     epochs: Positive = 300
     max_steps: Positive | None = None
     learning_rate: PositiveFloat = 1e-4
     weight_decay: Annotated[float, Ge(0)] = 0.05
     schedule: Literal["constant", "cosine"] = "cosine"
     warmup_fraction: Fraction = 0.05
-    image_weight: Annotated[float, Ge(0)] = 1.0
-    text_weight: Annotated[float, Ge(0)] = 1.0
     max_gradient_norm: PositiveFloat = 1.0
     intensity_augmentation: bool = True
     random_teacher: bool = False
     precision: Literal["float32", "bfloat16"] = "float32"
     compile: bool = False
+    gradient_checkpointing: bool = False
+    ema_decay: Annotated[float, Ge(0), Lt(1)] = 0.0
+    tensorboard: bool = False
     checkpoint_every: Positive = 500
     evaluate_every: Positive = 500
     log_every: Positive = 10
@@ -220,6 +267,7 @@ class Config:
     teacher: TeacherConfig = dataclasses.field(default_factory=TeacherConfig)
     encoder: EncoderConfig = dataclasses.field(default_factory=EncoderConfig)
     psat: PSATConfig = dataclasses.field(default_factory=PSATConfig)
+    objective: ObjectiveConfig = dataclasses.field(default_factory=ObjectiveConfig)
     pretrain: PretrainConfig = dataclasses.field(default_factory=PretrainConfig)
     finetune: FinetuneConfig = dataclasses.field(default_factory=FinetuneConfig)
     split: SplitConfig = dataclasses.field(default_factory=SplitConfig)
@@ -281,6 +329,10 @@ def validate(fields: Mapping[str, Any]) -> Config:
     if config.volumes.slice_stride > config.volumes.cube_size:
         message = f"volumes.slice_stride={config.volumes.slice_stride} is over volumes.cube_size"
         raise RefusedError("E_CONFIG", message, hint=f"at most {config.volumes.cube_size}: one slice a plane")
+    terms = ("image", "text", "dense", "reconstruction")
+    if not any(getattr(config.objective, f"{term}_weight") for term in terms):
+        message = "objective: every weight is 0, there is nothing to learn"
+        raise RefusedError("E_CONFIG", message, hint="set objective.image_weight=1")
     return config
 
 

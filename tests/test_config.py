@@ -1,4 +1,6 @@
 import json
+import tomllib
+from importlib import resources
 
 import pytest
 
@@ -28,7 +30,11 @@ def test_settings_survive_json():
 PAPER = {
     "pretrain.slices_per_volume": 1, "pretrain.batch_size": 32, "pretrain.epochs": 300,
     "pretrain.learning_rate": 1e-4, "pretrain.schedule": "constant", "pretrain.warmup_fraction": 0.0,
+    "pretrain.weight_decay": 0.01, "pretrain.intensity_augmentation": False, "finetune.schedule": "constant",
+    "finetune.warmup_fraction": 0.0, "finetune.intensity_augmentation": False,
     "pretrain.max_steps": None, "psat.num_queries": 300, "psat.width": 512, "psat.num_layers": 1, "psat.mode": "full",
+    "objective.kind": "infonce", "objective.image_weight": 1.0, "objective.text_weight": 1.0,
+    "objective.dense_weight": 0.0, "objective.reconstruction_weight": 0.0,
     "volumes.cube_size": 128, "volumes.slice_stride": 1, "split.ratios": (0.7, 0.1, 0.2),
 }  # fmt: skip
 
@@ -37,6 +43,26 @@ PAPER = {
 def test_the_paper_preset_is_the_paper(name):
     section, field = name.split(".")
     assert getattr(getattr(load_config(preset="paper"), section), field) == PAPER[name]
+
+
+def test_every_value_of_the_paper_preset_has_its_test():
+    sections = tomllib.loads((resources.files("m3di.presets") / "paper.toml").read_text())
+    assert {f"{section}.{field}" for section, fields in sections.items() for field in fields} <= set(PAPER)
+
+
+AUTHOR = {
+    "objective.kind": "transport", "objective.transport_regularisation": 0.03, "objective.transport_mass": 0.95,
+    "objective.reconstruction_weight": 1.0, "objective.dense_weight": 0.0, "psat.width": 768, "psat.num_layers": 6,
+    "psat.num_heads": 8, "psat.num_queries": 300, "psat.pooling": "query0", "pretrain.learning_rate": 1e-5,
+    "pretrain.weight_decay": 1e-5, "pretrain.batch_size": 10, "pretrain.epochs": 100,
+    "pretrain.slices_per_volume": 1,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", AUTHOR)
+def test_the_author_preset_is_what_is_known_of_the_code(name):
+    section, field = name.split(".")
+    assert getattr(getattr(load_config(preset="author"), section), field) == AUTHOR[name]
 
 
 @pytest.mark.parametrize("preset", ["default", "paper", "author", "smoke"])
@@ -59,6 +85,12 @@ def test_mistakes_are_named_by_their_path(setting, message):
         load_config(settings=[setting])
     assert refused.value.code == "E_CONFIG"
     assert message in refused.value.message
+
+
+def test_an_objective_without_terms_is_refused():
+    with pytest.raises(RefusedError, match="every weight is 0"):
+        load_config(settings=["objective.image_weight=0", "objective.text_weight=0"])
+    load_config(settings=["objective.image_weight=0", "objective.text_weight=0", "objective.dense_weight=1"])
 
 
 def test_a_stride_that_takes_no_slice_is_refused():

@@ -16,7 +16,7 @@ def finetune(
     data: DataOption = None,
     run: RunOption = None,
     network: Annotated[
-        str | None, typer.Option(help="vit, unetr or swin_unetr [the one that fits the encoder]")
+        str | None, typer.Option(help="vit, unetr, swin_unetr, nnformer [the one that fits the encoder]")
     ] = None,
     init: Annotated[Path | None, typer.Option(help="a pretraining run to start from [else from scratch]")] = None,
     label_fraction: Annotated[float | None, typer.Option(help="share of the training subjects to use")] = None,

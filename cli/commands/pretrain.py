@@ -13,14 +13,17 @@ def pretrain(
     common: Common,
     store: StoreOption = None,
     run: RunOption = None,
-    encoder: Annotated[str | None, typer.Option(help="vit, unetr or swin")] = None,
+    encoder: Annotated[str | None, typer.Option(help="its name, such as vit; m3di doctor lists them")] = None,
     slices_per_volume: Annotated[int | None, typer.Option(help="K: slices of a volume in a step")] = None,
     max_steps: Annotated[int | None, typer.Option(help="length in steps, instead of epochs")] = None,
     epochs: Annotated[int | None, typer.Option(help="length in epochs")] = None,
     checkpoint_every: Annotated[int | None, typer.Option(help="steps between checkpoints")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="continue the run from its last checkpoint")] = False,
 ) -> None:
-    """Pretrain a 3D encoder against a store's embeddings."""
+    """Pretrain a 3D encoder against a store's embeddings.
+
+    On several devices: torchrun --nproc-per-node 2 -m -- cli pretrain ...
+    """
     from m3di.training.pretrain import pretrain as train
 
     output = common.output
@@ -33,7 +36,9 @@ def pretrain(
     )
     path = new_run(run, f"pretrain-{config.encoder.name}")
     summary = train(store_path(store), path, config, device=common.device, resume=resume, report=output.event)
-    facts: dict[str, object] = {"run": path, "volumes seen": summary.samples_seen}
+    if not summary.is_first:
+        return
+    facts: dict[str, object] = {"run": summary.run, "volumes seen": summary.samples_seen}
     facts |= {"training volumes": summary.num_train, "held-out volumes": summary.num_held_out}
     if summary.retrieval is not None:
         scores = summary.retrieval
@@ -43,4 +48,10 @@ def pretrain(
         facts["chance"] = ", ".join(f"{value:.3f}" for value in scores.chance.values())
         facts["plane accuracy"] = scores.plane_accuracy
         facts["position error"] = scores.position_error
+    if summary.localisation is not None:
+        found = summary.localisation
+        facts["plane accuracy within the volume"] = found.plane_accuracy
+        if found.position_error is not None:
+            facts["position error within the volume"] = found.position_error
+            facts["position error by chance"] = found.position_error_chance
     output.result("pretrain", asdict(summary), facts_table(facts))

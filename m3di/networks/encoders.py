@@ -1,8 +1,11 @@
 """What every 3D encoder offers: tokens for PSAT and feature maps for decoders, from one canonical cube."""
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
+import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from m3di.types import Float, Tensor
 from stores.errors import RefusedError
@@ -27,9 +30,12 @@ class EncoderOutput(NamedTuple):
 class Encoder(Protocol):
     """An `nn.Module` that turns cubes of one size into an `EncoderOutput`.
 
+    Encoders whose layers can be computed again in the backward pass to save memory also have a `checkpointing: bool`,
+    False until training sets it.
+
     Attributes:
         token_dim: Channels of a token.
-        token_stride: Edge of the block of voxels that a token stands for.
+        token_stride: Edge of the block of voxels that a token stands for; the longest one, where it is no cube.
         cube_size: Edge of the input cube in voxels.
     """
 
@@ -82,3 +88,37 @@ def require_multiple(network: str, *, cube_size: int, factor: int) -> None:
             f"{network} needs a cube whose edge is a multiple of {factor} voxels, not {cube_size}",
             hint=f"use a cube of {below} or {below + factor} voxels, or other patch or depth options",
         )
+
+
+def require_per_stage(network: str, *, num_stages: int, **options: Sequence[int]) -> None:
+    """Refuse options that do not have one value for each stage.
+
+    Raises:
+        RefusedError: E_NETWORK, naming all the options.
+    """
+    if any(len(values) != num_stages for values in options.values()):
+        given = " and ".join(f"{name} {list(values)}" for name, values in options.items())
+        raise RefusedError(
+            "E_NETWORK", f"{network} has {num_stages} stages, but {given}", hint=f"give {num_stages} values for each"
+        )
+
+
+def require_heads(network: str, *, widths: Sequence[int], num_heads: Sequence[int]) -> None:
+    """Refuse attention heads that do not divide the channels of their stage.
+
+    Raises:
+        RefusedError: E_NETWORK.
+    """
+    if any(width % heads for width, heads in zip(widths, num_heads, strict=True)):
+        raise RefusedError(
+            "E_NETWORK",
+            f"{network}: stages of {list(widths)} channels are not multiples of their num_heads {list(num_heads)}",
+            hint="choose heads that divide the channels",
+        )
+
+
+def run_block(block: nn.Module, *inputs: Tensor, checkpointing: bool) -> Tensor:
+    """Run a block; if `checkpointing`, keep its inputs only and compute it again in the backward pass."""
+    if checkpointing and torch.is_grad_enabled():
+        return checkpoint(block, *inputs, use_reentrant=False)
+    return block(*inputs)

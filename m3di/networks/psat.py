@@ -18,6 +18,7 @@ from stores.errors import RefusedError
 
 MODES: Final = ("full", "no_position", "linear")
 POOLINGS: Final = ("mean", "query0", "attention")
+POSITIONS: Final = ("index", "mm")
 QUERY_STD = 0.02
 
 
@@ -44,9 +45,13 @@ class PlaneSliceAwareTransformer(nn.Module):
         num_layers: Times that the three steps are repeated, each with its own weights.
         mode: Row of the paper's Table 3: `linear` (Ex1: mean token, linear map), `no_position` (Ex2: without
             plane-slice embedding) or `full` (Ex3).
+        positions: How a slice's place is counted: by its `index` in the cube, or in `mm` from the cube's centre,
+            between two entries of the table by linear interpolation. Cubes of unlike voxels then agree on places.
+        extent_mm: What the table covers with `mm`; places beyond it are its ends.
 
     Raises:
-        RefusedError: E_CONFIG, for an unknown mode or pooling, no layer, or heads that do not divide the width.
+        RefusedError: E_CONFIG, for an unknown mode, pooling or kind of positions, no layer, or heads that do not
+            divide the width.
     """
 
     def __init__(
@@ -63,11 +68,16 @@ class PlaneSliceAwareTransformer(nn.Module):
         pooling: str = "mean",
         num_layers: int = 1,
         mode: str = "full",
+        positions: str = "index",
+        extent_mm: float = 400.0,
     ) -> None:
         super().__init__()
-        _require_options(mode=mode, pooling=pooling, width=width, num_heads=num_heads, num_layers=num_layers)
+        _require_choices(mode=(mode, MODES), pooling=(pooling, POOLINGS), positions=(positions, POSITIONS))
+        _require_sizes(width=width, num_heads=num_heads, num_layers=num_layers)
         self.mode = mode
         self.pooling = pooling
+        self.positions = positions
+        self.extent_mm = extent_mm
         if mode == "linear":
             self.projection = nn.Linear(token_dim, embedding_dim)
             return
@@ -85,7 +95,11 @@ class PlaneSliceAwareTransformer(nn.Module):
         self.projection = nn.Linear(width, embedding_dim)
 
     def forward(
-        self, tokens: Float[Tensor, "b n c"], plane: Int64[Tensor, "b k"], index: Int64[Tensor, "b k"]
+        self,
+        tokens: Float[Tensor, "b n c"],
+        plane: Int64[Tensor, "b k"],
+        index: Int64[Tensor, "b k"],
+        voxel_mm: Float[Tensor, " b"] | None = None,
     ) -> Float[Tensor, "b k e"]:
         """Predict the embeddings of K slices of each volume; they are not normalised, the loss does that.
 
@@ -93,20 +107,42 @@ class PlaneSliceAwareTransformer(nn.Module):
             tokens: Tokens of the volumes.
             plane: Plane of each slice, by its number in `stores.geometry.PLANES`.
             index: Position of each slice along its plane's normal, in cube voxels.
+            voxel_mm: Edge of each cube's voxels; needed where positions are counted in mm.
+
+        Raises:
+            ValueError: When it is needed and left out.
         """
         num_slices = plane.shape[1]
         if self.mode == "linear":
             return self.projection(tokens.mean(dim=1, keepdim=True)).expand(-1, num_slices, -1)
-        pooled = self._pool(self.norm(self._transform(tokens, self._positions(tokens, plane, index))))
+        position = self._position_of(plane, index, voxel_mm)
+        pooled = self._pool(self.norm(self._transform(tokens, position)))
         return self.projection(pooled).expand(-1, num_slices, -1)
 
-    def _positions(
-        self, tokens: Float[Tensor, "b n c"], plane: Int64[Tensor, "b k"], index: Int64[Tensor, "b k"]
+    def _position_of(
+        self, plane: Int64[Tensor, "b k"], index: Int64[Tensor, "b k"], voxel_mm: Float[Tensor, " b"] | None
     ) -> Float[Tensor, "b p w"]:
         """Look up the plane-slice embeddings; without them all slices are alike and one stands for all."""
         if self.mode == "no_position":
-            return self.queries.new_zeros(tokens.shape[0], 1, self.queries.shape[1])
-        return self.position[plane, index]
+            return self.queries.new_zeros(plane.shape[0], 1, self.queries.shape[1])
+        if self.positions == "index":
+            return self.position[plane, index]
+        if voxel_mm is None:
+            raise ValueError("positions in mm need the cubes' voxel_mm")
+        return self._interpolated(plane, index, voxel_mm)
+
+    def _interpolated(
+        self, plane: Int64[Tensor, "b k"], index: Int64[Tensor, "b k"], voxel_mm: Float[Tensor, " b"]
+    ) -> Float[Tensor, "b k w"]:
+        """Look up places in mm: an entry stands for the middle of its J-th part of `extent_mm`."""
+        num_slices = self.position.shape[1]
+        from_centre_mm = (index - (num_slices - 1) / 2) * voxel_mm[:, None]
+        place = from_centre_mm * (num_slices / self.extent_mm) + (num_slices - 1) / 2
+        place = place.clamp(0, num_slices - 1)
+        below = place.floor().long()
+        above = (below + 1).clamp(max=num_slices - 1)
+        share = (place - below)[..., None].to(self.position.dtype)
+        return torch.lerp(self.position[plane, below], self.position[plane, above], share)
 
     def _transform(
         self, tokens: Float[Tensor, "b n c"], position: Float[Tensor, "b p w"]
@@ -216,12 +252,15 @@ class AttentionMaps(nn.Module):
         return features.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
 
 
-def _require_options(*, mode: str, pooling: str, width: int, num_heads: int, num_layers: int) -> None:
-    for name, value, choices in (("mode", mode, MODES), ("pooling", pooling, POOLINGS)):
+def _require_choices(**given: tuple[str, tuple[str, ...]]) -> None:
+    for name, (value, choices) in given.items():
         if value not in choices:
             raise RefusedError(
                 "E_CONFIG", f"psat: unknown {name} {value!r}", hint=f"choose one of {', '.join(choices)}"
             )
+
+
+def _require_sizes(*, width: int, num_heads: int, num_layers: int) -> None:
     if width % num_heads:
         raise RefusedError(
             "E_CONFIG",

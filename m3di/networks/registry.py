@@ -2,25 +2,52 @@
 
 To add an encoder, write a factory `f(*, cube_size, **options) -> Encoder` and name it in `ENCODERS`. To add a
 segmentation network, write a decoder `f(encoder, num_classes, **options)` and name both in `SEGMENTATION`.
+
+Your own encoder needs no change here. It is an `nn.Module` that keeps the protocol of `m3di.networks.encoders`: it
+has `token_dim`, `token_stride` and `cube_size`, is built from the keyword `cube_size` and options of its own, and
+gives an `EncoderOutput` for volumes (b, 1, d, h, w). Name it as `module:factory` (the module must be importable, for
+example by PYTHONPATH), or let your package declare it under a name of its own:
+
+    [project.entry-points."m3di.encoders"]
+    mine = "my_package.my_module:MyEncoder"
+
+`check_outputs` runs it once and says what does not fit.
 """
 
 import difflib
 import importlib
 import inspect
+import math
 from collections.abc import Callable, Iterable
+from functools import partial
+from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Final, NamedTuple
 
+import torch
 from torch import nn
 
-from m3di.networks.encoders import Encoder
+from m3di.networks.encoders import Encoder, EncoderOutput, as_module
 from m3di.networks.segmentation import SegmentationNetwork
 from stores.errors import RefusedError
 
 ENCODERS: Final = {
     "vit": "m3di.networks.vit:vit",
     "unetr": "m3di.networks.vit:unetr",
+    "setr": "m3di.networks.vit:setr",
     "swin": "m3di.networks.swin:SwinEncoder",
+    "video_swin": "m3di.networks.video_swin:VideoSwinEncoder",
+    "nnformer": "m3di.networks.nnformer:NNFormerEncoder",
+    "resnet10": "m3di.networks.convolutional:resnet10",
+    "resnet18": "m3di.networks.convolutional:resnet18",
+    "resnet34": "m3di.networks.convolutional:resnet34",
+    "resnet50": "m3di.networks.convolutional:resnet50",
+    "resnet101": "m3di.networks.convolutional:resnet101",
+    "medicalnet": "m3di.networks.convolutional:MedicalNetEncoder",
+    "densenet121": "m3di.networks.convolutional:DenseNet121Encoder",
+    "unet": "m3di.networks.convolutional:UNetEncoder",
+    "dynunet": "m3di.networks.convolutional:DynUNetEncoder",
 }
+ENTRY_POINTS: Final = "m3di.encoders"
 
 
 class Segmentation(NamedTuple):
@@ -39,6 +66,7 @@ SEGMENTATION: Final = {
     "vit": Segmentation("vit", "m3di.networks.segmentation:ProgressiveUpsampling"),
     "unetr": Segmentation("unetr", "m3di.networks.unetr:UNETRDecoder"),
     "swin_unetr": Segmentation("swin", "m3di.networks.unetr:SwinUNETRDecoder"),
+    "nnformer": Segmentation("nnformer", "m3di.networks.nnformer:NNFormerDecoder"),
 }
 
 
@@ -46,17 +74,42 @@ def create_encoder(name: str, *, cube_size: int, **options: Any) -> Encoder:
     """Build an encoder with random weights.
 
     Args:
-        name: Name in `ENCODERS`.
+        name: Name in `ENCODERS`, of an entry point, or `module:factory`.
         cube_size: Edge of the input cube in voxels.
         options: The family's own options, such as `patch_size` of `vit`.
 
     Raises:
-        RefusedError: E_NETWORK, for an unknown name or option, or sizes that do not fit together.
+        RefusedError: E_NETWORK, for an unknown name or option, sizes that do not fit together, or a foreign encoder
+            that does not keep the protocol.
     """
-    _require_known("encoder", name, ENCODERS)
-    factory = _load(ENCODERS[name])
-    _require_known(f"option of encoder {name}", options, _options(factory))
-    return factory(cube_size=cube_size, **options)
+    factory = _find(name)
+    _require_options(name, options, factory)
+    encoder = factory(cube_size=cube_size, **options)
+    if name not in ENCODERS:
+        _require_protocol(name, encoder, cube_size)
+    return encoder
+
+
+@torch.no_grad()
+def check_outputs(encoder: Encoder) -> None:
+    """Run an encoder once on a volume of zeros and compare what it gives with what it promises.
+
+    Raises:
+        RefusedError: E_NETWORK, naming the first thing that does not fit.
+    """
+    module = as_module(encoder)
+    training = module.training
+    output = module.eval()(torch.zeros(1, 1, *(encoder.cube_size,) * 3))
+    module.train(training)
+    if not isinstance(output, EncoderOutput):
+        raise _foreign(encoder, f"gives {type(output).__name__}, not an EncoderOutput")
+    expected = (1, math.prod(output.grid), encoder.token_dim)
+    if tuple(output.tokens.shape) != expected:
+        raise _foreign(encoder, f"gives tokens {tuple(output.tokens.shape)}, but grid and token_dim say {expected}")
+    last = (1, encoder.token_dim, *output.grid)
+    if not output.pyramid or tuple(output.pyramid[-1].shape) != last:
+        shapes = [tuple(level.shape) for level in output.pyramid]
+        raise _foreign(encoder, f"gives a pyramid {shapes}, whose last map is not {last}")
 
 
 def create_segmentation(name: str, *, cube_size: int, num_classes: int, **options: Any) -> SegmentationNetwork:
@@ -88,15 +141,63 @@ def create_segmentation(name: str, *, cube_size: int, num_classes: int, **option
     return SegmentationNetwork(encoder, decoder)
 
 
+def _find(name: str) -> Callable[..., Any]:
+    """Find an encoder's factory: ours, a package's, or one named by its place."""
+    if name in ENCODERS:
+        return _load(ENCODERS[name])
+    if ":" in name:
+        return _import(name, partial(_load, name))
+    declared: dict[str, EntryPoint] = {point.name: point for point in entry_points(group=ENTRY_POINTS)}
+    _require_known("encoder", name, ENCODERS.keys() | declared.keys())
+    return _import(name, declared[name].load)
+
+
 def _load(place: str) -> Callable[..., Any]:
     module, name = place.split(":")
     return getattr(importlib.import_module(module), name)
 
 
+def _import(name: str, load: Callable[[], Callable[..., Any]]) -> Callable[..., Any]:
+    try:
+        return load()
+    except (ImportError, AttributeError, ValueError) as error:
+        hint = "name it as module:factory, and make the module importable (PYTHONPATH)"
+        raise RefusedError("E_NETWORK", f"encoder {name!r} cannot be imported: {error}", hint=hint) from error
+
+
 def _options(factory: Callable[..., Any]) -> set[str]:
-    """Name the keyword-only parameters of a factory, except the cube's size."""
+    """Name the parameters of a factory, except what m3di gives and what a `partial` has bound."""
     parameters = inspect.signature(factory).parameters.values()
-    return {p.name for p in parameters if p.kind is p.KEYWORD_ONLY} - {"cube_size"}
+    bound = factory.keywords.keys() if isinstance(factory, partial) else set()
+    named = {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+    return named - {"cube_size", "encoder", "num_classes"} - bound
+
+
+def _require_options(name: str, options: Iterable[str], factory: Callable[..., Any]) -> None:
+    """Refuse options that a factory does not name, unless it takes any."""
+    parameters = inspect.signature(factory).parameters
+    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        return
+    if "cube_size" not in parameters:
+        raise _foreign(name, "takes no cube_size")
+    _require_known(f"option of encoder {name}", options, _options(factory))
+
+
+def _require_protocol(name: str, encoder: object, cube_size: int) -> None:
+    if not isinstance(encoder, nn.Module):
+        raise _foreign(name, f"is a {type(encoder).__name__}, not an nn.Module")
+    for attribute in ("token_dim", "token_stride", "cube_size"):
+        value = getattr(encoder, attribute, None)
+        if not isinstance(value, int) or value < 1:
+            raise _foreign(name, f"has {attribute} {value!r}, not a positive int")
+    if encoder.cube_size != cube_size:
+        raise _foreign(name, f"has cube_size {encoder.cube_size}, but was built for {cube_size}")
+
+
+def _foreign(encoder: object, mistake: str) -> RefusedError:
+    name = encoder if isinstance(encoder, str) else type(encoder).__name__
+    hint = "see the protocol in m3di.networks.encoders"
+    return RefusedError("E_NETWORK", f"encoder {name!r} {mistake}", hint=hint)
 
 
 def _require_known(kind: str, given: str | Iterable[str], known: Iterable[str]) -> None:

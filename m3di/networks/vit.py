@@ -1,13 +1,15 @@
-"""The plain 3D vision transformer (MONAI's), as the encoder `vit` and, with tapped layers, `unetr`."""
+"""The plain 3D vision transformer (MONAI's), as the encoder `vit` and, with tapped layers, `unetr` and `setr`."""
 
-import torch
+from typing import Final
+
 from monai.networks.nets.vit import ViT
 from torch import nn
-from torch.utils.checkpoint import checkpoint
 
-from m3di.networks.encoders import EncoderOutput, require_multiple, tokens_to_map
+from m3di.networks.encoders import EncoderOutput, require_multiple, run_block, tokens_to_map
 from m3di.types import Float, Tensor
 from stores.errors import RefusedError
+
+SETR_TAPS: Final = 4
 
 
 class ViTEncoder(nn.Module):
@@ -25,7 +27,9 @@ class ViTEncoder(nn.Module):
         mlp_dim: Hidden channels of the layers' MLP.
         num_layers: Number of transformer layers.
         num_heads: Number of attention heads.
-        gradient_checkpointing: Compute the layers again in the backward pass to save memory.
+
+    Attributes:
+        checkpointing: Compute the layers again in the backward pass to save memory; set it when training begins.
 
     Raises:
         RefusedError: E_NETWORK, if patches do not divide the cube or heads do not divide the channels.
@@ -44,7 +48,6 @@ class ViTEncoder(nn.Module):
         mlp_dim: int = 3072,
         num_layers: int = 12,
         num_heads: int = 12,
-        gradient_checkpointing: bool = False,
     ) -> None:
         super().__init__()
         require_multiple(network, cube_size=cube_size, factor=patch_size)
@@ -53,7 +56,7 @@ class ViTEncoder(nn.Module):
         self.cube_size = cube_size
         self.token_stride = patch_size
         self.taps = taps
-        self.gradient_checkpointing = gradient_checkpointing
+        self.checkpointing = False
         self.vit = ViT(
             in_channels=1,
             img_size=cube_size,
@@ -79,16 +82,11 @@ class ViTEncoder(nn.Module):
         hidden = self.vit.patch_embedding(volume)
         tapped = []
         for number, block in enumerate(self.vit.blocks):
-            hidden = self._layer(block, hidden)
+            hidden = run_block(block, hidden, checkpointing=self.checkpointing)
             if number in self.taps:
                 tapped.append(hidden)
         tokens = self.vit.norm(hidden)
         return EncoderOutput(tokens, self.grid, [tokens_to_map(t, self.grid) for t in (*tapped, tokens)])
-
-    def _layer(self, block: nn.Module, hidden: Float[Tensor, "b n c"]) -> Float[Tensor, "b n c"]:
-        if self.gradient_checkpointing and torch.is_grad_enabled():
-            return checkpoint(block, hidden, use_reentrant=False)
-        return block(hidden)
 
 
 def vit(
@@ -99,7 +97,6 @@ def vit(
     mlp_dim: int = 3072,
     num_layers: int = 12,
     num_heads: int = 12,
-    gradient_checkpointing: bool = False,
 ) -> ViTEncoder:
     """Build the plain encoder; see `ViTEncoder` for the options."""
     return ViTEncoder(
@@ -109,7 +106,6 @@ def vit(
         mlp_dim=mlp_dim,
         num_layers=num_layers,
         num_heads=num_heads,
-        gradient_checkpointing=gradient_checkpointing,
     )
 
 
@@ -121,7 +117,6 @@ def unetr(
     mlp_dim: int = 3072,
     num_layers: int = 12,
     num_heads: int = 12,
-    gradient_checkpointing: bool = False,
 ) -> ViTEncoder:
     """Build UNETR's encoder: the same weights as `vit`, with a tap for each skip of UNETR's decoder.
 
@@ -147,7 +142,41 @@ def unetr(
         mlp_dim=mlp_dim,
         num_layers=num_layers,
         num_heads=num_heads,
-        gradient_checkpointing=gradient_checkpointing,
+    )
+
+
+def setr(
+    *,
+    cube_size: int,
+    patch_size: int = 16,
+    hidden_size: int = 768,
+    mlp_dim: int = 3072,
+    num_layers: int = 12,
+    num_heads: int = 12,
+) -> ViTEncoder:
+    """Build SETR's encoder: the same weights as `vit`, with the four taps of SETR's MLA head.
+
+    The taps are the ends of the four quarters of the layers: 2, 5, 8 and 11 of 12, counted from 0, as 5, 11, 17 and
+    23 are of the 24 of the paper's ViT-L. The pyramid has them, without a norm, and then the final tokens.
+
+    Raises:
+        RefusedError: E_NETWORK, if four does not divide the number of layers, or as for `ViTEncoder`.
+
+    Source: Zheng et al. 2021 (arXiv 2012.15840), section 3.3, with volumes for pictures and ViT-B for ViT-L.
+    """
+    if num_layers < SETR_TAPS or num_layers % SETR_TAPS:
+        message = f"setr needs a number of layers that is a multiple of {SETR_TAPS}, not {num_layers}"
+        raise RefusedError("E_NETWORK", message, hint="use num_layers 12 or 24")
+    quarter = num_layers // SETR_TAPS
+    return ViTEncoder(
+        network="setr",
+        cube_size=cube_size,
+        taps=tuple(range(quarter - 1, num_layers, quarter)),
+        patch_size=patch_size,
+        hidden_size=hidden_size,
+        mlp_dim=mlp_dim,
+        num_layers=num_layers,
+        num_heads=num_heads,
     )
 
 

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 
 from m3di.teachers.clip import Teacher
 from m3di.teachers.towers import Model, copy_for_fitting, require_heads
+from m3di.training.objectives.infonce import pair_losses
 from m3di.types import Float, Int64, Tensor, UInt8
 from stores.errors import DivergedError, RefusedError
 
@@ -175,10 +176,7 @@ def contrastive_loss(
         scale: Inverse temperature.
     """
     equal = text_ids.unsqueeze(0) == text_ids.unsqueeze(1)
-    own = torch.eye(len(text_ids), dtype=torch.bool, device=equal.device)
-    logits = (scale * images @ texts.T).masked_fill(equal & ~own, -torch.inf)
-    target = torch.arange(len(text_ids), device=equal.device)
-    return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+    return pair_losses(scale * images @ texts.T, duplicate=equal).mean()
 
 
 def retrieval_card(

@@ -39,6 +39,22 @@ class Checkpoint:
         """The clock when it was written."""
         return int(self.facts["samples_seen"])
 
+    def has(self, module: str) -> bool:
+        """Whether one module's weights are in it."""
+        return f"{module}.safetensors" in self.facts["files"]
+
+    def encoder_weights(self) -> dict[str, Tensor]:
+        """State dict of a pretrained encoder as others shall use it: the moving average where the run kept one.
+
+        Raises:
+            DamagedError: E_WEIGHTS, when the file is missing or not what was written.
+        """
+        if not self.has("ema"):
+            return self.weights("encoder")
+        prefix = "encoder."
+        averaged = self.weights("ema").items()
+        return {name.removeprefix(prefix): value for name, value in averaged if name.startswith(prefix)}
+
     def weights(self, module: str) -> dict[str, Tensor]:
         """State dict of one module, the file's digest verified.
 

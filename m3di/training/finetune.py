@@ -122,7 +122,7 @@ def finetune(
             samples_seen += settings.batch_size
             step = samples_seen // settings.batch_size
             last = samples_seen >= total or stop.number is not None
-            if step % settings.log_every == 0 or last:
+            if step % settings.log_every == 0 or samples_seen >= total:
                 speed = (samples_seen - begun) / (time.perf_counter() - started)
                 log.write(samples_seen=samples_seen, learning_rate=rate, **losses)
                 report("step", samples_seen=samples_seen, total=total, volumes_per_s=round(speed, 2), **losses)
@@ -220,7 +220,7 @@ def _build(name: str, start: Start, num_classes: int, config: Config) -> Segment
                 f"network {name!r} has no {start.encoder['name']!r} encoder, which {start.checkpoint.folder} holds"
             )
             raise RefusedError("E_NETWORK", message, hint=f"use --network {_fitting_network(start.encoder['name'])}")
-        model.encoder.load_state_dict(start.checkpoint.weights("encoder"))
+        model.encoder.load_state_dict(start.checkpoint.encoder_weights())
     return model
 
 

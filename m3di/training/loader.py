@@ -2,7 +2,7 @@
 
 import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -12,7 +12,7 @@ import torch
 from m3di.training.sampler import Draw, PlaneSliceSampler
 from m3di.types import Float, Int64, Tensor
 from stores.embeddings import EmbeddingStore
-from stores.errors import DamagedError
+from stores.errors import DamagedError, RefusedError
 from stores.volumes import VolumeStore
 
 RING: Final = 3  # one batch in use, one ready, one being filled
@@ -28,6 +28,7 @@ class Batch:
         planes: Plane number of each slice.
         slices: Position of each slice in the cube.
         targets: Cached rows: the teacher's image and text embedding of each slice.
+        patches: Cached dense rows: the teacher's patch features of each slice, row by row; None without.
     """
 
     draw: Draw
@@ -35,6 +36,7 @@ class Batch:
     planes: Int64[Tensor, "b k"]
     slices: Int64[Tensor, "b k"]
     targets: Float[Tensor, "b k 2 e"]
+    patches: Float[Tensor, "b k p f"] | None = None
 
 
 class BatchReader:
@@ -43,12 +45,24 @@ class BatchReader:
     Args:
         volumes: The cubes.
         embeddings: The targets; its index says what there is.
+        dense: Dense targets, of these volumes at least; None for none.
         pinned: Use page-locked memory, for copies to an accelerator.
+
+    Raises:
+        RefusedError: E_STORE, when a volume has no dense rows, naming it.
     """
 
-    def __init__(self, volumes: VolumeStore, embeddings: EmbeddingStore, *, pinned: bool = False) -> None:
+    def __init__(
+        self,
+        volumes: VolumeStore,
+        embeddings: EmbeddingStore,
+        *,
+        dense: EmbeddingStore | None = None,
+        pinned: bool = False,
+    ) -> None:
         self._volumes = volumes
         self._embeddings = embeddings
+        self._dense = None if dense is None else _of_volumes(dense, embeddings.index.volumes)
         self._pinned = pinned
 
     def buffer(self, batch_size: int) -> Tensor:
@@ -65,9 +79,10 @@ class BatchReader:
         cubes = buffer.numpy()
         for row, volume in enumerate(draw.volumes):
             self._read_cube(int(volume), cubes[row, 0])
-        rows = self._embeddings.gather(draw.volumes, draw.planes, draw.slices)
-        planes, slices = torch.from_numpy(draw.planes), torch.from_numpy(draw.slices)
-        return Batch(draw, buffer, planes, slices, torch.from_numpy(rows))
+        place = draw.volumes, draw.planes, draw.slices
+        targets = torch.from_numpy(self._embeddings.gather(*place))
+        patches = None if self._dense is None else torch.from_numpy(self._dense.gather(*place))
+        return Batch(draw, buffer, torch.from_numpy(draw.planes), torch.from_numpy(draw.slices), targets, patches)
 
     def will_need(self, draw: Draw) -> None:
         """Have the volumes of a later batch brought into the system's cache meanwhile."""
@@ -81,6 +96,16 @@ class BatchReader:
         except DamagedError as error:
             message = f"volume {index.volumes[volume]}: {error.message}"
             raise DamagedError(error.code, message, hint=error.hint) from error
+
+
+def _of_volumes(rows: EmbeddingStore, volumes: Sequence[str]) -> EmbeddingStore:
+    """The rows of some volumes, in their order: two row sets number their volumes each in its own way."""
+    positions = {volume: position for position, volume in enumerate(rows.index.volumes)}
+    missing = [volume for volume in volumes if volume not in positions]
+    if missing:
+        message = f"{len(missing)} of {len(volumes)} volumes have no dense rows: {missing[0]}, ..."
+        raise RefusedError("E_STORE", message, hint="run m3di build-store with teacher.dense_dim to its end")
+    return rows.select([positions[volume] for volume in volumes])
 
 
 def prefetch(

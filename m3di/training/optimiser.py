@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
@@ -26,6 +27,14 @@ def adamw(modules: Iterable[tuple[nn.Module, float]], *, weight_decay: float) ->
     return AdamW(groups, fused=True)
 
 
+def load_state(optimizer: Optimizer, state: dict[str, Any]) -> None:
+    """Continue with the state of a checkpoint, at the rates and decays that are set now."""
+    kept = [{name: group[name] for name in ("base_rate", "weight_decay")} for group in optimizer.param_groups]
+    optimizer.load_state_dict(state)
+    for group, settings in zip(optimizer.param_groups, kept, strict=True):
+        group.update(settings)
+
+
 def set_rate(optimizer: Optimizer, samples_seen: int, total: int, settings: PretrainConfig | FinetuneConfig) -> float:
     """Set every group's rate for the step that starts at `samples_seen`; returns the first group's."""
     scale = rate_scale(samples_seen, total, schedule=settings.schedule, warmup_fraction=settings.warmup_fraction)
@@ -44,8 +53,19 @@ def update(
     """
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
+    return apply_gradients(optimizer, module, {"loss": loss, **parts}, max_norm=max_norm, where=where)
+
+
+def apply_gradients(
+    optimizer: Optimizer, module: nn.Module, losses: Mapping[str, Tensor], *, max_norm: float, where: str
+) -> dict[str, float]:
+    """One step by the gradients that are there; returns the losses and the gradient norm.
+
+    Raises:
+        DivergedError: E_DIVERGED, before the step, when one of them is not finite.
+    """
     norm = nn.utils.clip_grad_norm_(module.parameters(), max_norm)
-    values = {name: part.item() for name, part in {"loss": loss, **parts, "gradient_norm": norm}.items()}
+    values = {name: part.item() for name, part in {**losses, "gradient_norm": norm}.items()}
     if not all(math.isfinite(value) for value in values.values()):
         hint = "resume from the last checkpoint with a lower learning_rate"
         raise DivergedError("E_DIVERGED", f"{where}: {values}", hint=hint)

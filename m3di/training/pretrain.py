@@ -1,27 +1,35 @@
-"""The online phase: trains a 3D encoder and PSAT against the store's cached targets (paper, section 2)."""
+"""The online phase: trains a 3D encoder and PSAT against the store's cached targets (paper, section 2).
+
+Alone, or as one of several processes that torchrun starts (`m3di.training.distributed`).
+"""
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
 from m3di.config import Config
-from m3di.evaluation.retrieval import RetrievalScores, held_out_slices, score_retrieval
-from m3di.events import Report
+from m3di.evaluation.localisation import LocalisationScores
+from m3di.evaluation.retrieval import RetrievalScores
+from m3di.events import Report, ignore
+from m3di.networks.encoders import EncoderOutput, as_module
 from m3di.networks.psat import PlaneSliceAwareTransformer
 from m3di.networks.registry import create_encoder
+from m3di.networks.weights import load_public_weights
 from m3di.signals import stop_on_signals
 from m3di.tasks.split import share_of
-from m3di.training import checkpoint, runtime
-from m3di.training.augment import jitter_intensity
-from m3di.training.loader import Batch, BatchReader, prefetch
-from m3di.training.losses import InfoNCE
-from m3di.training.optimiser import adamw, set_rate, update
+from m3di.training import checkpoint, distributed, runtime, steps
+from m3di.training.average import MovingAverage
+from m3di.training.distributed import World
+from m3di.training.held_out import HeldOutScores, look
+from m3di.training.loader import BatchReader, prefetch
+from m3di.training.objectives import DenseSpec, LocalObjective, PooledObjective
+from m3di.training.optimiser import adamw, apply_gradients, load_state, set_rate
 from m3di.training.sampler import PlaneSliceSampler
 from m3di.types import Float, Tensor
 from stores import Store
@@ -29,29 +37,42 @@ from stores.embeddings import EmbeddingStore
 from stores.errors import RefusedError
 from stores.index import StoreIndex
 
-SLICES_PER_PLANE = 8  # held-out slices of each plane and volume that take part in retrieval
-
 
 class Model(nn.Module):
-    """What pretraining trains: `encoder`, `psat` and the two learnable temperatures in `objective`.
+    """What pretraining trains: `encoder`, `psat`, and what the losses learn, in `objective` and `local`.
 
     Args:
-        config: Sizes of encoder and PSAT.
+        config: Sizes of encoder and PSAT, and the losses.
         cube_size: Edge of the volumes, voxels.
         embedding_dim: Width of the teacher's embeddings.
+        dense: The store's dense rows; None when there are none.
+
+    Raises:
+        RefusedError: E_CONFIG, when a loss needs dense rows and there are none; E_NETWORK, when the encoder cannot
+            do what the settings ask.
     """
 
-    def __init__(self, config: Config, *, cube_size: int, embedding_dim: int) -> None:
+    def __init__(self, config: Config, *, cube_size: int, embedding_dim: int, dense: DenseSpec | None = None) -> None:
         super().__init__()
         self.encoder = create_encoder(config.encoder.name, cube_size=cube_size, **config.encoder.options)
+        if config.encoder.weights:
+            load_public_weights(as_module(self.encoder), config.encoder.weights)
         self.psat = PlaneSliceAwareTransformer(
             self.encoder.token_dim, embedding_dim=embedding_dim, num_slices=cube_size, **asdict(config.psat)
         )
-        self.objective = nn.ModuleDict({"image": InfoNCE(), "text": InfoNCE()})
+        self.objective = PooledObjective(config.objective, embedding_dim)
+        self.local = LocalObjective(
+            config.objective, self.encoder.token_dim, cube_size, dense, token_stride=self.encoder.token_stride
+        )
+        if config.pretrain.gradient_checkpointing:
+            _checkpoint_layers(as_module(self.encoder), config.encoder.name)
 
-    def forward(self, volumes: Tensor, planes: Tensor, slices: Tensor) -> Float[Tensor, "b k e"]:
-        """One vector for each slice of each volume."""
-        return self.psat(self.encoder(volumes).tokens, planes, slices)
+    def forward(
+        self, volumes: Tensor, planes: Tensor, slices: Tensor, voxel_mm: Tensor | None = None
+    ) -> tuple[EncoderOutput, Float[Tensor, "b k e"]]:
+        """What the encoder makes of the volumes, and one vector for each slice of each."""
+        encoded = self.encoder(volumes)
+        return encoded, self.psat(encoded.tokens, planes, slices, voxel_mm)
 
 
 @dataclass(frozen=True)
@@ -63,6 +84,8 @@ class PretrainSummary:
     num_train: int
     num_held_out: int
     retrieval: RetrievalScores | None
+    localisation: LocalisationScores | None
+    is_first: bool = True  # of the run's processes: the one that reports
 
 
 def pretrain(
@@ -72,61 +95,108 @@ def pretrain(
 
     Args:
         store_path: A store with embeddings.
-        run: The run's folder: settings, metrics, checkpoints.
+        run: The run's folder: settings, metrics, checkpoints. Of several processes, the first one's.
         config: All settings; with `resume`, those of the run.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         resume: Continue from the newest checkpoint, if there is one.
-        report: Receives the events.
+        report: Receives the events; of several processes, the first one's.
 
     Raises:
         RefusedError: When store, run and settings do not fit together.
         DivergedError: E_DIVERGED, when a loss or gradient is not finite; the last checkpoint stays.
+        LockedError: E_LOCKED, when another process writes into the run.
+        ResourceError: E_MEMORY, or E_WORKER when another process of the run is gone.
         Interrupted: On TERM or INT, after saving.
     """
     settings = config.pretrain
-    place = runtime.pick_device(device)
     runtime.prepare_process()
-    with Store(store_path) as store, stop_on_signals() as stop:
+    with (
+        distributed.join() as world, Store(store_path) as store, stop_on_signals() as stop, runtime.memory_named(),
+        ExitStack() as held,
+    ):  # fmt: skip
+        _require_equal_parts(config, world)
+        place = runtime.pick_device(device, local_rank=world.local_rank)
+        run, report = world.collect(run)[0], report if world.is_first else ignore
         _require_trained_teacher(store, settings.random_teacher)
         embeddings = store.embeddings(store.current()["teacher"])
         train, held_out = split_store(embeddings, config)
-        reader = BatchReader(store.volumes, train, pinned=place.type == "cuda")
-        sampler = PlaneSliceSampler(
-            train.index, slices_per_volume=settings.slices_per_volume, seed=config.seed,
-            plane_weights=settings.plane_weights,
-        )  # fmt: skip
-
+        reader, sampler = _data(store, train, config, place)
         model = _build(config, store, embeddings).to(place)
+        average = MovingAverage(model, decay=settings.ema_decay) if settings.ema_decay else None
         optimizer = adamw([(model, settings.learning_rate)], weight_decay=settings.weight_decay)
-        begun = _restore(run, model, optimizer, store) if resume else 0
+        if world.is_first:
+            held.enter_context(runtime.run_locked(run))
+        begun = _restore(run, model, average, optimizer, store) if resume else 0
+        _require_same_clock(begun, run, world)
+        predict = _forward_pass(model, config, place)
+        voxel_mm = _voxel_sizes(train, store, config)
         facts = _facts(config, store, train.index)
-        log = runtime.begin_run(run, config, samples_seen=begun)
+        write = _log_writer(run, config, begun, world)
         total = runtime.total_samples(settings, len(train))
-        compiled = torch.compile(model) if settings.compile else model
 
         samples_seen, scores = begun, None
         report("begin", run=str(run), samples_seen=begun, total=total, train=len(train), held_out=len(held_out))
         started = time.perf_counter()
-        for batch in prefetch(reader, sampler, start=begun, stop=total, batch_size=settings.batch_size):
+        for batch in prefetch(
+            reader, sampler, start=begun, stop=total, batch_size=settings.batch_size, rank=world.rank,
+            world_size=world.size,
+        ):  # fmt: skip
             rate = set_rate(optimizer, samples_seen, total, settings)
-            losses = _step(compiled, model, optimizer, batch, config, place, samples_seen)
+            parts = steps.cut(
+                batch, settings.accumulation, place, clock=samples_seen + world.rank * len(batch.volumes),
+                voxel_mm=voxel_mm,
+                jitter_seed=config.seed if settings.intensity_augmentation else None,
+            )  # fmt: skip
+            optimizer.zero_grad(set_to_none=True)
+            outcome = steps.compute_gradients(model, parts, predict, model.objective, world)
+            losses = apply_gradients(
+                optimizer, model, {"loss": outcome.loss, **outcome.losses}, max_norm=settings.max_gradient_norm,
+                where=f"step after {samples_seen} samples, volumes {_suspects(outcome, train.index)}",
+            )  # fmt: skip
             samples_seen += settings.batch_size
             step = samples_seen // settings.batch_size
-            last = samples_seen >= total or stop.number is not None
-            if step % settings.log_every == 0 or last:
+            if average is not None:
+                average.update(model, num_updates=step)
+            stop.number = world.agree(stop.number)
+            done = samples_seen >= total
+            if step % settings.log_every == 0 or done:
                 speed = (samples_seen - begun) / (time.perf_counter() - started)
-                log.write(samples_seen=samples_seen, learning_rate=rate, **losses)
-                report("step", samples_seen=samples_seen, total=total, volumes_per_s=round(speed, 2), **losses)
-            if len(held_out) and (step % settings.evaluate_every == 0 or samples_seen >= total):
-                scores = evaluate(model, store, held_out, config, place)
-                log.write(samples_seen=samples_seen, retrieval=asdict(scores))
-                report("evaluated", samples_seen=samples_seen, **asdict(scores))
-            if step % settings.checkpoint_every == 0 or last:
-                parts: dict[str, Any] = {"encoder": model.encoder, "psat": model.psat, "objective": model.objective}
-                folder = checkpoint.save(run, samples_seen, parts, optimizer, facts)
+                write(samples_seen=samples_seen, learning_rate=rate, **losses)
+                report(
+                    "step", samples_seen=samples_seen, total=total, volumes_per_s=round(speed, 2),
+                    remaining_s=round((total - samples_seen) / speed),
+                    memory_gib=round(runtime.peak_memory_gib(place), 2), **losses,
+                )  # fmt: skip
+            if len(held_out) and (step % settings.evaluate_every == 0 or done):
+                scores = _look(average or model, store, held_out, config=config, device=place, world=world)
+                write(samples_seen=samples_seen, **scores.to_dict())
+                report("evaluated", samples_seen=samples_seen, **scores.to_dict())
+            # A stop saves, but logs nothing that a run without it would not.
+            if (step % settings.checkpoint_every == 0 or done or stop.number is not None) and world.is_first:
+                folder = checkpoint.save(run, samples_seen, _saved(model, average), optimizer, facts)
                 report("checkpoint", samples_seen=samples_seen, folder=str(folder))
             stop.raise_if_set()
-        return PretrainSummary(run, samples_seen, len(train), len(held_out), scores)
+        return PretrainSummary(
+            run, samples_seen, len(train), len(held_out),
+            retrieval=scores.retrieval if scores else None, localisation=scores.localisation if scores else None,
+            is_first=world.is_first,
+        )  # fmt: skip
+
+
+def _require_equal_parts(config: Config, world: World) -> None:
+    parts = world.size * config.pretrain.accumulation
+    if config.pretrain.batch_size % parts:
+        message = (
+            f"pretrain.batch_size={config.pretrain.batch_size} cannot be cut into {config.pretrain.accumulation} "
+            f"equal parts (pretrain.accumulation) on {world.size} processes"
+        )
+        raise RefusedError("E_CONFIG", message, hint=f"make the batch size a multiple of {parts}")
+
+
+def _require_same_clock(begun: int, run: Path, world: World) -> None:
+    if set(world.collect(begun)) != {begun}:
+        message = f"not every process of the run sees the same checkpoint in {run}"
+        raise RefusedError("E_PATH", message, hint="keep the run on a file system that all machines share")
 
 
 def _require_trained_teacher(store: Store, allowed: bool) -> None:
@@ -150,55 +220,66 @@ def split_store(embeddings: EmbeddingStore, config: Config) -> tuple[EmbeddingSt
     return embeddings.select(train), embeddings.select(held_out)
 
 
-@torch.no_grad()
-def evaluate(
-    model: Model, store: Store, held_out: EmbeddingStore, config: Config, device: torch.device
-) -> RetrievalScores:
-    """Retrieval of held-out slices among each other, by the vectors of encoder and PSAT."""
-    model.eval()
-    predictions, targets, planes, positions = [], [], [], []
-    for volume, slot in enumerate(held_out.index.slots):
-        plane, position = held_out_slices(held_out.index, volume, per_plane=SLICES_PER_PLANE)
-        cube = torch.from_numpy(store.volumes.read("image", int(slot))).to(device, torch.float32)[None, None]
-        with runtime.autocast(device, config.pretrain.precision):
-            vectors = model(cube, plane[None].to(device), position[None].to(device))[0]
-        rows = held_out.gather(np.array([volume]), plane[None].numpy(), position[None].numpy())[0]
-        predictions.append(vectors.float().cpu())
-        targets.append(torch.from_numpy(rows))
-        planes.append(plane)
-        positions.append(position)
-    model.train()
-    return score_retrieval(
-        torch.cat(predictions), torch.cat(targets), torch.cat(planes), torch.cat(positions),
-        cube_size=store.recipe.cube_size,
+def _data(
+    store: Store, train: EmbeddingStore, config: Config, device: torch.device
+) -> tuple[BatchReader, PlaneSliceSampler]:
+    """What reads the training volumes, and what says which."""
+    dense = _dense_rows(store) if config.objective.dense_weight else None
+    sampler = PlaneSliceSampler(
+        train.index, slices_per_volume=config.pretrain.slices_per_volume, seed=config.seed,
+        plane_weights=config.pretrain.plane_weights,
     )  # fmt: skip
+    return BatchReader(store.volumes, train, dense=dense, pinned=device.type == "cuda"), sampler
 
 
-def _step(  # noqa: PLR0917
-    compiled: Callable[..., Tensor], model: Model, optimizer: torch.optim.Optimizer, batch: Batch, config: Config,
-    device: torch.device, samples_seen: int,
-) -> dict[str, float]:  # fmt: skip
-    """One forward and backward pass and one update; refuses to update by what is not finite."""
+def _forward_pass(model: Model, config: Config, device: torch.device) -> steps.Predict:
+    """The model's forward pass over a part, its randomness keyed, in mixed precision."""
     settings = config.pretrain
-    volumes = batch.volumes.to(device, torch.float32, non_blocking=True)
-    if settings.intensity_augmentation:
-        volumes = jitter_intensity(volumes, seed=config.seed, epochs=batch.draw.epochs, names=batch.draw.volumes)
-    with runtime.autocast(device, settings.precision):
-        predictions = compiled(volumes, batch.planes.to(device), batch.slices.to(device))
-    targets = batch.targets.to(device, torch.float32).flatten(0, 1)
-    image, text = _losses(model, predictions.float().flatten(0, 1), targets)
-    loss = settings.image_weight * image + settings.text_weight * text
-    where = f"step after {samples_seen} samples, volumes {batch.draw.volumes.tolist()}"
-    parts = {"image_loss": image, "text_loss": text}
-    return update(optimizer, model, loss, parts, max_norm=settings.max_gradient_norm, where=where)
+    compiled: Callable[..., tuple[EncoderOutput, Tensor]] = torch.compile(model) if settings.compile else model
+
+    def predict(part: steps.Part) -> steps.Prediction:
+        with steps.keyed_randomness(config.seed, part.clock, device), runtime.autocast(device, settings.precision):
+            encoded, vectors = compiled(part.volumes, part.planes, part.slices, part.voxel_mm)
+            local = model.local(encoded, part.volumes, part.planes, part.slices, part.patches)
+        return steps.Prediction(vectors.float().flatten(0, 1), local)
+
+    return predict
 
 
-def _losses(model: Model, predictions: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Contrastive loss against the image and against the text targets; equal captions are no negatives."""
-    image, text = targets[:, 0], targets[:, 1]
-    same_text = text @ text.T > 1 - 1e-4  # rows are unit vectors in float16
-    image_loss = model.objective["image"](predictions, image)
-    return image_loss, model.objective["text"](predictions, text, duplicate=same_text)
+def _look(
+    judged: Model | MovingAverage, store: Store, held_out: EmbeddingStore, *, config: Config, device: torch.device,
+    world: World,
+) -> HeldOutScores:  # fmt: skip
+    """Score the held-out volumes, without augmentation."""
+
+    def vectors(cube: Tensor, planes: Tensor, slices: Tensor, voxel_mm: Tensor | None) -> Tensor:
+        voxel = None if voxel_mm is None else voxel_mm.to(device)
+        with runtime.autocast(device, config.pretrain.precision):
+            tokens = judged.get_submodule("encoder")(cube.to(device, torch.float32)).tokens
+            return judged.get_submodule("psat")(tokens, planes.to(device), slices.to(device), voxel)[0]
+
+    voxel_sizes = _voxel_sizes(held_out, store, config)
+    return look(vectors, judged, store, held_out, voxel_mm=voxel_sizes, world=world)
+
+
+def _log_writer(run: Path, config: Config, samples_seen: int, world: World) -> Callable[..., None]:
+    """Where the metrics go: the first process keeps the run's log."""
+    if not world.is_first:
+        return lambda **facts: None
+    return runtime.begin_run(run, config, samples_seen=samples_seen, tensorboard=config.pretrain.tensorboard).write
+
+
+def _suspects(outcome: steps.Outcome, index: StoreIndex) -> list[str]:
+    """The volumes whose vectors are not finite; all volumes of the batch when the fault is elsewhere."""
+    broken = outcome.names[~outcome.finite].tolist()
+    return [index.volumes[name] for name in broken or outcome.names.tolist()]
+
+
+def _voxel_sizes(part: EmbeddingStore, store: Store, config: Config) -> Float[Tensor, " n"] | None:
+    """Edge of every volume's voxels in its cube, mm; None when PSAT does not count in mm."""
+    if config.psat.positions != "mm":
+        return None
+    return torch.tensor([store.record(volume).chain(store.recipe).voxel_mm for volume in part.index.volumes])
 
 
 def _build(config: Config, store: Store, embeddings: EmbeddingStore) -> Model:
@@ -208,18 +289,54 @@ def _build(config: Config, store: Store, embeddings: EmbeddingStore) -> Model:
         raise RefusedError("E_STORE", "the store has no embeddings", hint="run m3di build-store to its end")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        return Model(config, cube_size=store.recipe.cube_size, embedding_dim=rows.dim)
+        dense = _dense_facts(store)
+        spec = DenseSpec.of(dense) if dense else None
+        return Model(config, cube_size=store.recipe.cube_size, embedding_dim=rows.dim, dense=spec)
 
 
-def _restore(run: Path, model: Model, optimizer: torch.optim.Optimizer, store: Store) -> int:
+def _dense_facts(store: Store) -> dict[str, Any] | None:
+    """What the teacher's dense rows are; None when the store has none."""
+    return (store.facts("teacher", store.current()["teacher"]) or {}).get("dense")
+
+
+def _dense_rows(store: Store) -> EmbeddingStore | None:
+    facts = _dense_facts(store)
+    return store.embeddings(facts["fingerprint"]) if facts else None
+
+
+def _checkpoint_layers(encoder: nn.Module, name: str) -> None:
+    """Have an encoder compute its layers again in the backward pass."""
+    if not hasattr(encoder, "checkpointing"):
+        hint = "leave pretrain.gradient_checkpointing out, and raise pretrain.accumulation instead"
+        raise RefusedError("E_NETWORK", f"encoder {name!r} has no gradient checkpointing", hint=hint)
+    encoder.checkpointing = True  # type: ignore[assignment]
+
+
+def _saved(model: Model, average: MovingAverage | None) -> dict[str, nn.Module]:
+    """The modules of a checkpoint by name; those that learn nothing are left out."""
+    modules = dict(model.named_children()) | ({"ema": average} if average is not None else {})
+    return {name: module for name, module in modules.items() if module.state_dict()}
+
+
+def _restore(
+    run: Path, model: Model, average: MovingAverage | None, optimizer: torch.optim.Optimizer, store: Store
+) -> int:
     """Continue from the newest checkpoint; returns its clock, 0 when there is none."""
     if checkpoint.latest(run) is None:
         return 0
     found = checkpoint.load(run, kind="pretrain")
     check_recipe(found, store)
-    for name in ("encoder", "psat", "objective"):
-        getattr(model, name).load_state_dict(found.weights(name))
-    optimizer.load_state_dict(found.optimizer_state())
+    modules = _saved(model, average)
+    begin_average = average is not None and not found.has("ema")
+    try:
+        for name in modules.keys() - ({"ema"} if begin_average else set()):
+            modules[name].load_state_dict(found.weights(name))
+        load_state(optimizer, found.optimizer_state())
+    except (RuntimeError, ValueError) as error:
+        message = f"{found.folder} was trained with other settings: {str(error).splitlines()[-1].strip()}"
+        raise RefusedError("E_CONFIG", message, hint=f"its settings are in {run / 'config.json'}") from error
+    if average is not None and begin_average:
+        average.begin(model)
     return found.samples_seen
 
 

@@ -60,9 +60,13 @@ def test_a_killed_build_goes_on_to_the_same_store(built, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_killed_or_stopped_run_goes_on_to_the_same_weights(built, tmp_path):
+@pytest.mark.parametrize(
+    "more",
+    [[], ["--set", "pretrain.accumulation=2", "--set", "pretrain.ema_decay=0.9", "--set", "pretrain.log_every=3"]],
+)
+def test_a_killed_or_stopped_run_goes_on_to_the_same_weights(built, tmp_path, more):
     root, _ = built
-    steps = ["--max-steps", 6, "--checkpoint-every", 2, "--set", "pretrain.batch_size=2", "--device", "cpu"]
+    steps = ["--max-steps", 6, "--checkpoint-every", 2, "--set", "pretrain.batch_size=2", "--device", "cpu", *more]
     common = ["pretrain", "--store", root / "store", *SIZES, *steps]
     straight = m3di(*common, "--run", "straight", cwd=tmp_path)
     assert straight.returncode == 0, straight.stderr

@@ -5,6 +5,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from m3di.networks import psat as psat_module
 from m3di.networks.psat import MODES, POOLINGS, PlaneSliceAwareTransformer
@@ -53,6 +55,63 @@ def test_outputs_and_all_gradients_equal_the_literal_form(mode, pooling, num_lay
     assert fast.keys() == expected.keys()
     for name, value in expected.items():
         torch.testing.assert_close(fast[name], value, rtol=1e-9, atol=1e-10, msg=lambda m, name=name: f"{name}: {m}")
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 2**31), b=st.integers(1, 2), k=st.integers(1, 3), extent_mm=st.floats(5, 40))
+def test_places_in_mm_equal_the_literal_form_too(seed, b, k, extent_mm):
+    psat = tiny_psat(seed, positions="mm", extent_mm=extent_mm)
+    voxel_mm = 0.5 + 3 * torch.rand(b, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    inputs = case(seed, b, 4, k)
+    fast = outputs_and_gradients(lambda *args: psat(*args, voxel_mm), psat, *inputs)
+    expected = outputs_and_gradients(lambda *args: literal.predict(psat, *args, voxel_mm), psat, *inputs)
+    for name, value in expected.items():
+        torch.testing.assert_close(fast[name], value, rtol=1e-9, atol=1e-10, msg=lambda m, name=name: f"{name}: {m}")
+
+
+def test_places_in_mm_are_the_index_where_the_table_is_as_wide_as_the_cube():
+    by_index, by_mm = tiny_psat(), tiny_psat(positions="mm", extent_mm=NUM_SLICES * 2.0)
+    tokens, plane, index = case()
+    two_mm = torch.full((2,), 2.0, dtype=torch.float64)
+    torch.testing.assert_close(by_mm(tokens, plane, index, two_mm), by_index(tokens, plane, index))
+
+
+def test_equal_distances_in_mm_are_equal_places_whatever_the_voxels():
+    # Of 10 slices the centre lies between 4 and 5: slice 6 of 1 mm and slice 5 of 3 mm are both 1.5 mm from it.
+    psat = tiny_psat(positions="mm", extent_mm=20.0)
+    tokens, _, _ = case(b=1)
+    plane = torch.zeros(1, 1, dtype=torch.int64)
+    fine = psat(tokens, plane, plane + 6, torch.tensor([1.0], dtype=torch.float64))
+    coarse = psat(tokens, plane, plane + 5, torch.tensor([3.0], dtype=torch.float64))
+    torch.testing.assert_close(fine, coarse)
+    with pytest.raises(ValueError, match="voxel_mm"):
+        psat(tokens, plane, plane)
+
+
+class Largest(TorchDispatchMode):
+    """Remembers the size of the largest tensor that any operator makes, forward or backward."""
+
+    def __init__(self):
+        super().__init__()
+        self.size = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        made = function(*args, **(kwargs or {}))
+        sizes = [tensor.numel() for tensor in tree_leaves(made) if isinstance(tensor, torch.Tensor)]
+        self.size = max([self.size, *sizes])
+        return made
+
+
+def test_no_operator_makes_a_tensor_of_queries_by_tokens():
+    queries, tokens, slices = 64, 512, 4
+    psat = PlaneSliceAwareTransformer(
+        TOKEN_DIM, width=16, num_queries=queries, num_heads=2, num_slices=NUM_SLICES, embedding_dim=5
+    )
+    inputs = case(b=1, n=tokens, k=slices)
+    with Largest() as largest:
+        psat(inputs[0].float(), *inputs[1:]).sum().backward()
+    # The MLP's hidden layer is the largest, four times the width; one slice's attention matrix would be larger.
+    assert largest.size == slices * queries * 4 * 16 < queries * tokens
 
 
 def test_each_slice_depends_on_its_own_place_only():
@@ -117,6 +176,7 @@ def test_slices_beyond_the_volume_are_an_error_not_another_slice():
         ({"width": 10, "num_heads": 4}, "10.*4"),
         ({"mode": "ex3"}, "ex3"),
         ({"pooling": "max"}, "max"),
+        ({"positions": "inch"}, "inch"),
         ({"num_layers": 0}, "num_layers 0"),
     ],
 )

@@ -6,7 +6,7 @@ from monai.networks.nets.unetr import UNETR
 from m3di.networks.registry import SEGMENTATION, create_encoder, create_segmentation
 from tests.networks.test_encoders import SMALL, cubes, weightless
 
-SIZE = {"vit": 32, "unetr": 32, "swin_unetr": 64}
+SIZE = {"vit": 32, "unetr": 32, "swin_unetr": 64, "nnformer": 32}
 ENCODER_OF = {name: network.encoder for name, network in SEGMENTATION.items()}
 
 
@@ -23,8 +23,13 @@ def monai_weights(network):
 
 @pytest.mark.parametrize(
     ("name", "cube_size", "expected"),
-    # Measured on MONAI 1.6.1's own classes, 1 -> 14 channels.
-    [("unetr", 96, 92_802_478), ("unetr", 128, 93_029_806), ("swin_unetr", 128, 62_187_296)],
+    # Measured on MONAI 1.6.1's own classes and on nnFormer's reference implementation, 1 -> 14 channels.
+    [
+        ("unetr", 96, 92_802_478),
+        ("unetr", 128, 93_029_806),
+        ("swin_unetr", 128, 62_187_296),
+        ("nnformer", 128, 37_602_838 + 10 * (96 * 4**3 + 1)),
+    ],
 )
 def test_parameter_counts_at_full_size(name, cube_size, expected):
     with torch.device(weightless(name)):

@@ -17,6 +17,32 @@ def info_nce(predictions, targets, scale, duplicate=None):
     return total / (2 * s)
 
 
+def sigmoid(predictions, targets, scale, bias, duplicate=None):
+    """-log of the judgement of each pair, own or foreign, summed and divided by the number of rows."""
+    p, t = _unit(predictions), _unit(targets)
+    s, total = len(p), 0.0
+    for i in range(s):
+        for j in range(s):
+            if i != j and duplicate is not None and duplicate[i][j]:
+                continue
+            sign = 1 if i == j else -1
+            total += math.log(1 + math.exp(-sign * (scale * p[i] @ t[j] + bias)))
+    return total / s
+
+
+def soft_info_nce(predictions, targets, scale, *, share, temperature, duplicate=None):
+    """InfoNCE, of which a share is the cross-entropy with the teacher's similarities."""
+    p, t = _unit(predictions), _unit(targets)
+    s, total = len(p), 0.0
+    for i in range(s):
+        likeness = [math.exp(t[i] @ t[j] / temperature) for j in range(s)]
+        for j in range(s):
+            wanted = likeness[j] / sum(likeness)
+            total -= wanted * math.log(_share(scale, p[i] @ t[j], [p[i] @ t[k] for k in range(s)]))
+            total -= wanted * math.log(_share(scale, p[j] @ t[i], [p[k] @ t[i] for k in range(s)]))
+    return (1 - share) * info_nce(predictions, targets, scale, duplicate) + share * total / (2 * s)
+
+
 def dice_cross_entropy(logits, labels):
     """(Dice loss + cross-entropy) / 2: logits (b, c, d, h, w), labels (b, d, h, w)."""
     num_classes = logits.shape[1]

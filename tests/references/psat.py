@@ -8,21 +8,38 @@ import math
 import torch
 
 
-def predict(psat, tokens, plane, index):
+def predict(psat, tokens, plane, index, voxel_mm=None):
     """Embeddings (b, k, e) of the slices at (plane, index), both (b, k), from tokens (b, n, c)."""
     b, k = plane.shape
-    rows = [[_predict_one(psat, tokens[i], int(plane[i, j]), int(index[i, j])) for j in range(k)] for i in range(b)]
+    places = [[float(index[i, j]) for j in range(k)] for i in range(b)]
+    if psat.positions == "mm":
+        places = [[place_in_table(psat, place, float(voxel_mm[i])) for place in row] for i, row in enumerate(places)]
+    rows = [[_predict_one(psat, tokens[i], int(plane[i, j]), places[i][j]) for j in range(k)] for i in range(b)]
     return torch.stack([torch.stack(row) for row in rows])
 
 
-def _predict_one(psat, tokens, plane, index):
+def place_in_table(psat, index, voxel_mm):
+    """Where the middle of a slice falls among the table's entries, which share out extent_mm about the centre."""
+    num_slices = psat.position.shape[1]
+    mm = (index + 0.5) * voxel_mm - num_slices * voxel_mm / 2
+    entry = (mm + psat.extent_mm / 2) / (psat.extent_mm / num_slices) - 0.5
+    return min(max(entry, 0.0), num_slices - 1.0)
+
+
+def _position(table, place):
+    below = math.floor(place)
+    above = min(below + 1, len(table) - 1)
+    return (1 - (place - below)) * table[below] + (place - below) * table[above]
+
+
+def _predict_one(psat, tokens, plane, place):
     if psat.mode == "linear":
         return _linear(psat.projection, tokens.mean(0))
     volume = _linear(psat.input_projection, tokens)
     queries = psat.queries
     if psat.mode == "full":
-        volume = volume + psat.position[plane, index]
-        queries = queries + psat.position[plane, index]
+        volume = volume + _position(psat.position[plane], place)
+        queries = queries + _position(psat.position[plane], place)
     for layer in psat.layers:
         queries = _layer(layer, queries, volume)
     outputs = _linear(psat.projection, _norm(psat.norm, queries))

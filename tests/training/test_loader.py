@@ -4,7 +4,7 @@ import pytest
 from m3di.training.loader import BatchReader, prefetch
 from m3di.training.sampler import PlaneSliceSampler
 from stores import Store
-from stores.errors import DamagedError
+from stores.errors import DamagedError, RefusedError
 from tests.stores.stores import TEACHER, build, parts
 
 
@@ -68,3 +68,44 @@ def test_asking_for_a_chunk_that_is_gone_is_silent_and_reading_it_is_not(store):
     store.volumes.will_need("image", [2, 3])
     with pytest.raises(DamagedError, match=r"image/c\.2\.0\.0\.0"):
         store.volumes.read("image", 2)
+
+
+DENSE = "d3" * 32
+
+
+def commit_dense(path, volumes):
+    """Dense rows, four patches of five features, of some volumes."""
+    with Store(path, writable=True) as store:
+        for record in store.records():
+            if record.volume in volumes:
+                random = np.random.default_rng(int(record.volume[1:]))
+                shapes = [(len(record.valid_slices(plane)), 4, 5) for plane in range(3)]
+                rows = [random.normal(size=shape).astype(np.float16) for shape in shapes]
+                store.commit_rows(DENSE, record, rows, parts=[f"patch {n}" for n in range(4)])
+
+
+def test_batches_without_dense_rows_have_no_patches(store):
+    assert next(batches(store)).patches is None
+
+
+def test_patches_are_those_of_the_same_volumes_and_slices_whatever_their_own_numbers(tmp_path):
+    commit_dense(build(tmp_path / "s", 5), [f"v{n}" for n in range(5)])
+    with Store(tmp_path / "s") as store:
+        dense = store.embeddings(DENSE)
+        some = store.embeddings(TEACHER).select([4, 1, 2])
+        sampler = PlaneSliceSampler(some.index, slices_per_volume=3, seed=0)
+        reader = BatchReader(store.volumes, some, dense=dense)
+        batch = next(prefetch(reader, sampler, start=0, stop=4, batch_size=4))
+        assert batch.patches.shape == (4, 3, 4, 5)
+        for row, volume in enumerate(batch.draw.volumes):
+            name = some.index.volumes[int(volume)]
+            for k in range(3):
+                plane, index = int(batch.planes[row, k]), int(batch.slices[row, k])
+                rank = store.record(name).valid_slices(plane).tolist().index(index)
+                np.testing.assert_array_equal(batch.patches[row, k].numpy(), dense.plane(name, plane)[rank])
+
+
+def test_volumes_without_dense_rows_are_refused_by_name(tmp_path):
+    commit_dense(build(tmp_path / "s", 3), ["v0", "v2"])
+    with Store(tmp_path / "s") as store, pytest.raises(RefusedError, match="1 of 3 volumes have no dense rows: v1"):
+        BatchReader(store.volumes, store.embeddings(TEACHER), dense=store.embeddings(DENSE))
