@@ -119,8 +119,8 @@ class TeacherConfig:
     spec: str = "embedded"
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     fit: Literal["heads", "towers"] = "heads"
-    fit_steps: Annotated[int, Ge(0)] = 500
-    fit_passes: Positive = 20
+    fit_steps: Annotated[int, Ge(0)] = 1000
+    fit_passes: Positive = 30
     fit_learning_rate: PositiveFloat = 1e-3
     fit_tower_learning_rate: PositiveFloat = 1e-5
     fit_batch_size: Positive = 256
