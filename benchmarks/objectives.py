@@ -23,7 +23,7 @@ from torch import nn
 
 from m3di.config import ObjectiveConfig
 from m3di.networks.encoders import EncoderOutput
-from m3di.teachers.stage import dense_facts
+from m3di.teachers.identity import dense_facts
 from m3di.training.loader import Batch, BatchReader
 from m3di.training.objectives import DenseSpec, LocalObjective, PooledObjective
 from m3di.training.objectives.dense import shown_patches

@@ -8,7 +8,7 @@ from m3di.build import below_root, cases_of, no_scan
 from m3di.captions.identity import captioner_fingerprint, captions_of, structure_names
 from m3di.captions.registry import captioner_of
 from m3di.config import Config
-from m3di.teachers.identity import teacher_request
+from m3di.teachers.identity import DENSE, IMAGE, TEXT, dense_facts, stale_parts, teacher_request
 from m3di.volumes.cases import Case
 from m3di.volumes.layouts import survey
 from m3di.volumes.prepare import identify
@@ -77,6 +77,7 @@ class _Planner:
         request = teacher_request(config, self._captions)
         facts = store.facts("request", request) if store is not None else None
         self._teacher: str | None = facts["teacher"] if facts else None
+        self._dense = dense_facts(store, self._teacher) if store is not None and self._teacher else None
 
     def items(self, cases: Sequence[Case]) -> Iterator[PlanItem]:
         """The stages of each case, then the teacher when it is made anew."""
@@ -125,15 +126,15 @@ class _Planner:
         """Why rows are made anew; empty when they are kept."""
         if self._teacher is None:
             return "the teacher is fitted anew"
-        rows = store.rows_record(self._teacher, record.volume)
-        if rows is None:
+        if store.rows_record(self._teacher, record.volume) is None:
             return "none by this teacher"
-        if not same_slices or not store.rows_are_current(rows, record):
-            return "its slices change"
         captions = captions_of(store, self._captioner, record, self._config, self._structures)
-        if captions is None or captions.digest != rows.captions_digest:
+        stale = stale_parts(store, self._teacher, self._dense, record, captions)
+        if not same_slices or IMAGE in stale:
+            return "its slices change"
+        if TEXT in stale:
             return "its captions change: the text part"
-        return ""
+        return "dense rows are missing" if DENSE in stale else ""
 
 
 def _item(case: Case, stage: str, why: str) -> PlanItem:

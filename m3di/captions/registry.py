@@ -21,11 +21,11 @@ def captioner_of(config: Config, store: Store | None) -> Captioner:
     Raises:
         RefusedError: E_CONFIG, when a setting that the captioner needs is missing.
     """
+    if config.captions.captioner == "table":
+        return table_captioner(config, store)
     describer = Describer(max_tokens=config.captions.max_tokens)
     if config.captions.captioner == "endpoint":
         return EndpointCaptioner(config.captions.endpoint, store, describer=describer)
-    if config.captions.captioner == "table":
-        return table_captioner(config, store)
     return describer
 
 

@@ -13,6 +13,7 @@ from m3di.captions.registry import captioner_of
 from m3di.config import Config
 from m3di.events import Report
 from m3di.signals import stop_on_signals
+from m3di.storage import open_for_writing
 from m3di.volumes.cases import Case
 from stores import Store
 from stores.errors import RefusedError
@@ -63,7 +64,7 @@ def caption_store(path: Path, config: Config, *, report: Report) -> dict[str, An
     if config.captions.structures:
         hint = "run m3di build-store, which reads the names of the sets"
         raise RefusedError("E_CONFIG", "captions.structures needs the names of the label maps", hint=hint)
-    with Store(path, writable=True, wait_s=config.storage.wait_s) as store, stop_on_signals() as stop:
+    with open_for_writing(path, config.storage) as store, stop_on_signals() as stop:
         captioner = captioner_of(config, store)
         described = caption_volumes(store, captioner, [], config, report=report, check=stop.raise_if_set)
         records = store.records()

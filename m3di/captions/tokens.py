@@ -1,13 +1,10 @@
 """How much of a text a teacher reads, from its tokenizer alone: the weights are not loaded."""
 
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from m3di.teachers.folder import CONFIG_FILE
-from m3di.teachers.libraries import import_open_clip
-from stores.errors import RefusedError
+from m3di.teachers.folder import read_tokenizer
 
 _BATCH = 256
 
@@ -22,7 +19,7 @@ def over_context(folder: Path, texts: Sequence[str]) -> Iterator[str]:
     Raises:
         RefusedError: E_UNSAFE_WEIGHTS, when the tokenizer asks to run code.
     """
-    tokenizer = _tokenizer(folder)
+    tokenizer = read_tokenizer(folder)
     context = int(tokenizer.context_length)
     for start in range(0, len(texts), _BATCH):
         batch = list(texts[start : start + _BATCH])
@@ -30,15 +27,6 @@ def over_context(folder: Path, texts: Sequence[str]) -> Iterator[str]:
         # A text that fits leaves at least one place of a context that is one longer to the padding.
         full = tokens[:, -1] != _padding(tokenizer)
         yield from (text for text, over in zip(batch, full.tolist(), strict=True) if over)
-
-
-def _tokenizer(folder: Path) -> Any:
-    config = json.loads((folder / CONFIG_FILE).read_bytes())
-    options = config["model_cfg"]["text_cfg"].get("tokenizer_kwargs") or {}
-    if "trust_remote_code" in options:
-        message = f"the tokenizer in {folder / CONFIG_FILE} asks to run code"
-        raise RefusedError("E_UNSAFE_WEIGHTS", message, hint="remove trust_remote_code from tokenizer_kwargs")
-    return import_open_clip(offline=True).get_tokenizer(f"local-dir:{folder.resolve()}")
 
 
 def _padding(tokenizer: Any) -> int:

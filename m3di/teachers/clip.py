@@ -222,9 +222,7 @@ def fastest_dtype(device: torch.device) -> str:
     return "bfloat16" if capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") else "float32"
 
 
-def load_teacher(
-    spec: str, *, device: str = "cpu", dtype: str | None = None, batch_size: int | None = None
-) -> Teacher:
+def load_teacher(spec: str, *, device: str = "cpu", dtype: str = "auto", batch_size: int | None = None) -> Teacher:
     """Load a teacher.
 
     Args:
@@ -233,8 +231,7 @@ def load_teacher(
             `random:ARCH`, weights that were never trained, for control experiments; `ARCH@TAG`, a pretrained model of
             open_clip; or `hf-hub:ORG/ID`. Only the last two may use the network.
         device: Where to run it.
-        dtype: `float32`, `bfloat16`, or `auto` for the device's fastest; by default what the folder was saved with,
-            else `auto`.
+        dtype: `float32`, `bfloat16`, or `auto` for what the folder was saved with, else the device's fastest.
         batch_size: Slices encoded at a time; by default what is fast on the device.
 
     Raises:
@@ -242,7 +239,8 @@ def load_teacher(
             E_UNSAFE_WEIGHTS, when reading them could run code.
     """
     towers = _open_towers(spec)
-    return Teacher(towers, device=device, dtype=dtype or towers.dtype or "auto", batch_size=batch_size)
+    wanted = towers.dtype or "auto" if dtype == "auto" else dtype
+    return Teacher(towers, device=device, dtype=wanted, batch_size=batch_size)
 
 
 def save_teacher(teacher: Teacher, folder: Path, projection: PatchProjection | None = None) -> None:

@@ -14,7 +14,7 @@ import safetensors.torch
 import torch
 
 from m3di.teachers.libraries import import_open_clip
-from m3di.teachers.towers import Model, TwoTower
+from m3di.teachers.towers import Model, Tokenizer, TwoTower
 from stores.atomic import write_folder
 from stores.errors import RefusedError
 
@@ -84,6 +84,17 @@ def read_towers(folder: Path) -> TwoTower:
     kept = {name: config.get(name, {}) for name in ("model_cfg", "preprocess_cfg")}
     own = config.get("m3di", {})
     return TwoTower(model, tokenizer, kept, dtype=own.get("dtype"), random=bool(own.get("random")))
+
+
+def read_tokenizer(folder: Path) -> Tokenizer:
+    """Open the tokenizer of a teacher's folder, without its weights.
+
+    Raises:
+        RefusedError: As `read_towers`, for the configuration.
+    """
+    folder = folder.resolve()
+    _read_config(folder)
+    return import_open_clip(offline=True).get_tokenizer(f"local-dir:{folder}")
 
 
 def first_line(error: BaseException) -> str:

@@ -66,7 +66,7 @@ def pack(spec: str, folder: Path, *, precision: str, licence: str = "") -> dict[
         RefusedError: E_PATH, when `folder` holds something else; E_WEIGHTS, when the teacher cannot be had.
         DamagedError: E_WEIGHTS, when what was written does not read back the same.
     """
-    teacher = load_teacher(spec, dtype=None if precision == "auto" else precision)
+    teacher = load_teacher(spec, dtype=precision)
     facts = {
         "schema": SCHEMA,
         **describe_teacher(teacher, spec),
@@ -93,7 +93,7 @@ def check(spec: str, *, precision: str = "auto", device: str = "cpu") -> list[Fi
     if spec.startswith("local-dir:"):
         findings += _check_files(Path(spec.removeprefix("local-dir:")))
     try:
-        teacher = load_teacher(spec, dtype=None if precision == "auto" else precision, device=device)
+        teacher = load_teacher(spec, dtype=precision, device=device)
     except M3diError as error:
         return [*findings, Finding("loads", False, f"{error}; {error.hint}")]
     findings.append(Finding("loads", True, f"fingerprint {teacher.fingerprint[:16]}, {teacher.dtype}"))

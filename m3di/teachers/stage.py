@@ -13,11 +13,12 @@ from m3di.captions.registry import captioner_of
 from m3di.captions.stage import slice_images
 from m3di.config import Config
 from m3di.events import Report
+from m3di.storage import open_for_writing
 from m3di.teachers.clip import Teacher, load_teacher, save_teacher
 from m3di.teachers.dense import PatchProjection
 from m3di.teachers.fitting import FittedTeacher, captions_or_raise, fit_teacher
 from m3di.teachers.folder import digests_of
-from m3di.teachers.identity import teacher_request
+from m3di.teachers.identity import DENSE, IMAGE, TEXT, dense_facts, stale_parts, teacher_request
 from m3di.training.runtime import pick_device, prepare_process
 from stores import Store
 from stores.errors import DamagedError, RefusedError
@@ -25,7 +26,6 @@ from stores.geometry import PLANES
 from stores.records import Captions, VolumeRecord
 
 Check = Callable[[], None]
-IMAGE, TEXT, DENSE = "image", "text", "dense"  # parts of a volume's rows
 
 
 def ensure_teacher(store: Store, captioner: str, config: Config, *, device: str, report: Report) -> str:
@@ -53,7 +53,11 @@ def embed_volumes(
 ) -> int:
     """Embed the volumes whose rows are not up to date, then make this teacher the current one; returns how many."""
     dense = dense_facts(store, fingerprint)
-    stale = [todo for todo in (_todo(store, fingerprint, dense, captioner, r) for r in store.records()) if todo.parts]
+    stale = []
+    for record in store.records():
+        captions = captions_or_raise(store, captioner, record)
+        if parts := stale_parts(store, fingerprint, dense, record, captions):
+            stale.append(_Todo(record, captions, parts))
     report("begin", stage="embeddings", volumes=len(stale))
     if stale:
         teacher = kept_teacher(store, fingerprint, device=device)
@@ -72,11 +76,6 @@ def embed_volumes(
         report("committed", volume=volume, stage="embeddings")
     store.commit_current(teacher=fingerprint, captioner=captioner)
     return len(stale)
-
-
-def dense_facts(store: Store, teacher: str) -> dict[str, Any] | None:
-    """Facts of a teacher's dense rows: fingerprint of their row set, grid, dim, explained variance; None without."""
-    return (store.facts("teacher", teacher) or {}).get("dense")
 
 
 @dataclass(frozen=True)
@@ -104,8 +103,7 @@ def fit_in_store(path: Path, config: Config, *, device: str, splits: int, report
     Raises:
         RefusedError: E_STORE, when a volume has no captions by the captioner of these settings.
     """
-    storage = config.storage
-    with Store(path, writable=True, wait_s=storage.wait_s, allow_network=storage.allow_network) as store:
+    with open_for_writing(path, config.storage) as store:
         captioner = captioner_fingerprint(captioner_of(config, store), config)
         bare = [record.volume for record in store.records() if store.captions(captioner, record.volume) is None]
         if bare:
@@ -138,21 +136,6 @@ class _Todo:
     record: VolumeRecord
     captions: Captions
     parts: frozenset[str]
-
-
-def _todo(
-    store: Store, fingerprint: str, dense: dict[str, Any] | None, captioner: str, record: VolumeRecord
-) -> _Todo:
-    captions = captions_or_raise(store, captioner, record)
-    rows = store.rows_record(fingerprint, record.volume)
-    parts = set()
-    if rows is None or not store.rows_are_current(rows, record):
-        parts |= {IMAGE, TEXT}
-    elif rows.captions_digest != captions.digest:  # other captions of the same slices
-        parts.add(TEXT)
-    if dense and not store.rows_are_current(store.rows_record(dense["fingerprint"], record.volume), record):
-        parts.add(DENSE)
-    return _Todo(record, captions, frozenset(parts))
 
 
 def _embed_plane(

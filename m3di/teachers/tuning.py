@@ -16,13 +16,11 @@ import torch.nn.functional as F
 
 from m3di.teachers.clip import Teacher
 from m3di.teachers.towers import Model, copy_for_fitting, require_heads
-from m3di.training.objectives.infonce import pair_losses
+from m3di.training.objectives.infonce import MAX_LOGIT_SCALE, pair_losses
 from m3di.types import Float, Int64, Tensor, UInt8
 from stores.errors import DivergedError, RefusedError
 
 RECALL_AT: Final = (1, 5, 10)
-
-_LARGEST_LOG_SCALE: Final = math.log(100)  # CLIP's own clamp: beyond it training becomes unstable
 
 
 @dataclass(frozen=True)
@@ -116,7 +114,7 @@ def fit_towers(teacher: Teacher, images: UInt8[Tensor, "s y x"], texts: Sequence
         optimiser.step()
         optimiser.zero_grad()
         with torch.no_grad():
-            model.logit_scale.clamp_(0, _LARGEST_LOG_SCALE)
+            model.logit_scale.clamp_(0, MAX_LOGIT_SCALE)
     return teacher.with_model(model)
 
 
@@ -237,7 +235,7 @@ def _optimise(
         loss.backward()
         optimiser.step()
         with torch.no_grad():
-            model.logit_scale.clamp_(0, _LARGEST_LOG_SCALE)
+            model.logit_scale.clamp_(0, MAX_LOGIT_SCALE)
     optimiser.zero_grad()
 
 

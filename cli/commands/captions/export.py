@@ -25,10 +25,10 @@ def export(
     output = common.output
     if batch:
         from m3di.captions.endpoint.batches import export_batch
-        from stores import Store
+        from m3di.storage import open_for_writing
 
         config = common.load_config(captions__captioner="endpoint")
-        with Store(store_path(store), writable=True, wait_s=config.storage.wait_s) as opened:
+        with open_for_writing(store_path(store), config.storage) as opened:
             summary = export_batch(opened, config, out)
     else:
         from m3di.captions.tables.exporting import export_captions

@@ -23,10 +23,10 @@ def import_(
     output = common.output
     if batch:
         from m3di.captions.endpoint.batches import import_batch
-        from stores import Store
+        from m3di.storage import open_for_writing
 
         config = common.load_config(captions__captioner="endpoint")
-        with Store(store_path(store), writable=True, wait_s=config.storage.wait_s) as opened:
+        with open_for_writing(store_path(store), config.storage) as opened:
             summary = import_batch(opened, config, file)
         next_step = "hint: m3di captions run --captioner endpoint writes them, m3di build-store embeds them"
     else:

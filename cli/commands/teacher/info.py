@@ -21,8 +21,7 @@ def info(
 
     kept = None if spec else current_teacher(store_path(store))
     name = teacher_spec(spec, kept.folder if kept else None)
-    precision = common.load_config().teacher.precision
-    facts = describe_teacher(load_teacher(name, dtype=None if precision == "auto" else precision), name)
+    facts = describe_teacher(load_teacher(name, dtype=common.load_config().teacher.precision), name)
     own = {"store's facts": kept.facts} if kept else {}
     shown = [facts_table(facts)]
     if kept and kept.facts.get("card"):

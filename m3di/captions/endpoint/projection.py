@@ -18,6 +18,7 @@ from m3di.captions.stage import show
 from m3di.config import Config, EndpointConfig
 from m3di.events import ignore
 from m3di.signals import stop_on_signals
+from m3di.storage import open_for_writing
 from stores import Store
 from stores.errors import RefusedError
 from stores.records import VolumeRecord
@@ -42,7 +43,8 @@ def plan_captions(path: Path, config: Config) -> dict[str, Any]:
         ResourceError: E_NETWORK, when the pilot reaches a cap, or the server cannot go on.
     """
     pilot = config.captions.endpoint.pilot
-    with Store(path, writable=pilot > 0, wait_s=config.storage.wait_s) as store, stop_on_signals() as stop:
+    opened = open_for_writing(path, config.storage) if pilot else Store(path)
+    with opened as store, stop_on_signals() as stop:
         captioner = captioner_of(config, store)
         if not isinstance(captioner, EndpointCaptioner):
             hint = "plan is for --captioner endpoint; the others send nothing"

@@ -40,7 +40,7 @@ class DenseSpec:
 
     @classmethod
     def of(cls, facts: Mapping[str, Any]) -> "DenseSpec":
-        """Read the facts that a store keeps (`m3di.teachers.stage.dense_facts`)."""
+        """Read the facts that a store keeps (`m3di.teachers.identity.dense_facts`)."""
         rows, columns = facts["grid"]
         return cls((rows, columns), facts["dim"])
 
