@@ -4,9 +4,9 @@ The pyramid has one map a level, finest first. Batch norm (ResNet, DenseNet, Med
 need more than one cell at the bottom: a cube must be twice a token's block at least.
 """
 
+import math
 from collections.abc import Iterable
 from functools import partial
-from itertools import pairwise
 from typing import Final, NamedTuple
 
 import torch.nn.functional as F
@@ -31,6 +31,7 @@ RESNET_LAYERS: Final = {
 WIDTHS: Final = (64, 128, 256, 512)
 BOTTLENECK_FROM = 50  # depths from here on have bottleneck blocks
 EXPANSION = 4
+MIN_HALVINGS = 3  # a U-Net with fewer has so many cells at the bottom that it sees too little of the volume
 
 
 class ResNetEncoder(nn.Module):
@@ -59,7 +60,7 @@ class ResNetEncoder(nn.Module):
             raise RefusedError("E_NETWORK", f"resnet: stem_stride {stem_stride}", hint="use 1 or 2")
         self.token_stride = 16 * stem_stride
         self.cube_size = cube_size
-        _require_cells(f"resnet{depth}", cube_size=cube_size, stride=self.token_stride)
+        require_cells(f"resnet{depth}", cube_size=cube_size, stride=self.token_stride)
         wide = depth >= BOTTLENECK_FROM
         self.token_dim = WIDTHS[-1] * (EXPANSION if wide else 1)
         self.resnet = ResNet(
@@ -75,7 +76,7 @@ class ResNetEncoder(nn.Module):
         """Encode volumes with intensities in [0, 1]."""
         net = self.resnet
         stem = net.act(net.bn1(net.conv1(volume)))
-        return _output(_chain(stem, net.maxpool(stem), (net.layer1, net.layer2, net.layer3, net.layer4)))
+        return last_as_tokens(chain(stem, net.maxpool(stem), (net.layer1, net.layer2, net.layer3, net.layer4)))
 
 
 resnet10 = partial(ResNetEncoder, depth=10)
@@ -116,7 +117,7 @@ class MedicalNetEncoder(nn.Module):
         shortcut = shortcut or ("A" if depth in (18, 34) else "B")
         if shortcut not in ("A", "B"):
             raise RefusedError("E_NETWORK", f"medicalnet: unknown shortcut {shortcut!r}", hint="use A or B")
-        _require_cells("medicalnet", cube_size=cube_size, stride=self.token_stride)
+        require_cells("medicalnet", cube_size=cube_size, stride=self.token_stride)
         self.cube_size = cube_size
         wide = depth >= BOTTLENECK_FROM
         self.token_dim = WIDTHS[-1] * (EXPANSION if wide else 1)
@@ -136,7 +137,7 @@ class MedicalNetEncoder(nn.Module):
         """Encode volumes (see above for their intensities)."""
         stem = F.relu(self.bn1(self.conv1(volume)))
         layers = [self.get_submodule(f"layer{level}") for level in range(1, 5)]
-        return _output(_chain(stem, self.maxpool(stem), layers))
+        return last_as_tokens(chain(stem, self.maxpool(stem), layers))
 
 
 class BlockShape(NamedTuple):
@@ -224,7 +225,7 @@ class DenseNet121Encoder(nn.Module):
 
     def __init__(self, *, cube_size: int) -> None:
         super().__init__()
-        _require_cells("densenet121", cube_size=cube_size, stride=self.token_stride)
+        require_cells("densenet121", cube_size=cube_size, stride=self.token_stride)
         self.cube_size = cube_size
         self.features = DenseNet121(spatial_dims=3, in_channels=1, out_channels=1).features
 
@@ -235,7 +236,7 @@ class DenseNet121Encoder(nn.Module):
             features = module(features)
             if name in ("relu0", "denseblock1", "denseblock2", "denseblock3"):
                 pyramid.append(features)
-        return _output([*pyramid, F.relu(features)])
+        return last_as_tokens([*pyramid, F.relu(features)])
 
 
 class UNetEncoder(nn.Module):
@@ -259,9 +260,10 @@ class UNetEncoder(nn.Module):
     ) -> None:
         super().__init__()
         widths = list(channels)
+        self.widths, self.num_res_units = widths, num_res_units
         self.token_dim = widths[-1]
         self.token_stride = 2 ** (len(widths) - 1)
-        _require_cells("unet", cube_size=cube_size, stride=self.token_stride)
+        require_cells("unet", cube_size=cube_size, stride=self.token_stride)
         self.cube_size = cube_size
         strides = [2] * (len(widths) - 1) + [1]
         self.downs = nn.ModuleList(
@@ -273,18 +275,22 @@ class UNetEncoder(nn.Module):
         """Encode volumes with intensities in [0, 1]."""
         first, *rest = self.downs
         features = first(volume)
-        return _output(_chain(features, features, rest))
+        return last_as_tokens(chain(features, features, rest))
 
 
 class DynUNetEncoder(nn.Module):
     """The down path of nnU-Net's network (MONAI's `DynUNet`): the architecture, not the self-configuring pipeline.
 
     Six levels of 32, 64, 128, 256, 320, 320 channels at 1/1 to 1/32. Its weights are named as MONAI's; the up path of
-    the 31,189,806 parameters (14 classes) is not part of it.
+    the 31,189,806 parameters (14 classes) is not part of it. A cube that cannot be halved five times keeps its size
+    at the coarsest levels (`halving_strides`), which changes no weight here.
 
     Args:
-        cube_size: Edge of the input cube in voxels, a multiple of 32 from 64 on.
-        filters: Channels of each level.
+        cube_size: Edge of the input cube in voxels, a multiple of 8 from 16 on.
+        filters: Channels of each level, three at least.
+
+    Attributes:
+        strides: Stride of each level.
 
     Raises:
         RefusedError: E_NETWORK, for a cube that does not fit.
@@ -294,26 +300,48 @@ class DynUNetEncoder(nn.Module):
 
     def __init__(self, *, cube_size: int, filters: Iterable[int] = (32, 64, 128, 256, 320, 320)) -> None:
         super().__init__()
-        widths = list(filters)
-        self.token_dim = widths[-1]
-        self.token_stride = 2 ** (len(widths) - 1)
-        _require_cells("dynunet", cube_size=cube_size, stride=self.token_stride)
+        self.widths = list(filters)
+        if len(self.widths) < 3:
+            raise RefusedError("E_NETWORK", f"dynunet: filters {self.widths}", hint="give three levels at least")
+        self.token_dim = self.widths[-1]
+        self.strides = halving_strides("dynunet", cube_size=cube_size, num_levels=len(self.widths))
+        self.token_stride = math.prod(self.strides)
         self.cube_size = cube_size
-        self.input_block = _dynunet_block(1, widths[0], stride=1)
-        self.downsamples = nn.ModuleList(
-            _dynunet_block(before, after, stride=2) for before, after in pairwise(widths[:-1])
+        first, *downs, last = (
+            _dynunet_block(before, after, stride=stride)
+            for before, after, stride in zip([1, *self.widths[:-1]], self.widths, self.strides, strict=True)
         )
-        self.bottleneck = _dynunet_block(widths[-2], widths[-1], stride=2)
+        self.input_block = first
+        self.downsamples = nn.ModuleList(downs)
+        self.bottleneck = last
         self.apply(DynUNet.initialize_weights)
 
     def forward(self, volume: Float[Tensor, "b 1 d h w"]) -> EncoderOutput:
         """Encode volumes with intensities in [0, 1]."""
         features = self.input_block(volume)
-        return _output(_chain(features, features, (*self.downsamples, self.bottleneck)))
+        return last_as_tokens(chain(features, features, (*self.downsamples, self.bottleneck)))
 
 
-def _chain(first: Tensor, features: Tensor, layers: Iterable[nn.Module]) -> list[Tensor]:
-    """Return `first` and what each layer makes of the one before, beginning with `features`."""
+def halving_strides(network: str, *, cube_size: int, num_levels: int) -> list[int]:
+    """Strides of the levels of a U-Net: 1 at full size, then 2 while a level can be halved and two cells remain.
+
+    nnU-Net's planner stops halving likewise (at four cells), but then also leaves out the level; here the level
+    stays, so that a network has the same weights at every cube.
+
+    Raises:
+        RefusedError: E_NETWORK, if the cube is no multiple of 8 (less where there are few levels) or too small.
+    """
+    stride = 2 ** min(num_levels - 1, MIN_HALVINGS)
+    require_cells(network, cube_size=cube_size, stride=stride)
+    strides, edge = [1], cube_size
+    while len(strides) < num_levels:
+        strides.append(1 if edge % 2 or edge < 4 else 2)
+        edge //= strides[-1]
+    return strides
+
+
+def chain(first: Tensor, features: Tensor, layers: Iterable[nn.Module]) -> list[Tensor]:
+    """Return `first` and what each layer makes of the map before, beginning with `features`."""
     pyramid = [first]
     for layer in layers:
         features = layer(features)
@@ -321,12 +349,18 @@ def _chain(first: Tensor, features: Tensor, layers: Iterable[nn.Module]) -> list
     return pyramid
 
 
-def _output(pyramid: list[Tensor]) -> EncoderOutput:
+def last_as_tokens(pyramid: list[Tensor]) -> EncoderOutput:
+    """Return a pyramid whose last map gives the tokens."""
     d, h, w = pyramid[-1].shape[2:]
     return EncoderOutput(map_to_tokens(pyramid[-1]), (d, h, w), pyramid)
 
 
-def _require_cells(network: str, *, cube_size: int, stride: int) -> None:
+def require_cells(network: str, *, cube_size: int, stride: int) -> None:
+    """Refuse a cube that does not leave two cells or more along each axis at the bottom.
+
+    Raises:
+        RefusedError: E_NETWORK.
+    """
     require_multiple(network, cube_size=cube_size, factor=stride)
     if cube_size < 2 * stride:
         raise RefusedError(

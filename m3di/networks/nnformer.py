@@ -23,6 +23,7 @@ from m3di.networks.encoders import (
     require_per_stage,
     run_block,
 )
+from m3di.networks.segmentation import SegmentationOutput, halved_weights
 from m3di.types import Bool, Float, Int64, Tensor
 from stores.errors import RefusedError
 
@@ -41,6 +42,8 @@ class NNFormerEncoder(nn.Module):
 
     Reference: where a grid is no larger than a stage's window, one window of the grid's size covers it. So the tables
     of the last stages, and with them the number of parameters, depend on the cube's size.
+
+    The reference's ACDC configuration, of 14 x 160 x 160 voxels and patches of 1 x 4 x 4, is no cube and not offered.
 
     Args:
         cube_size: Edge of the input cube in voxels, a multiple of 8 * the longest edge of a patch.
@@ -125,9 +128,11 @@ class NNFormerDecoder(nn.Module):
         encoder: Encoder whose pyramid is decoded.
         num_classes: Number of classes, background included.
         decoder_heads: Attention heads of each stage, finest first.
-        deep_supervision: Also give logits of the two coarser stages, by `supervised`.
+        deep_supervision: Also give logits of the two coarser stages, at half and at quarter size, in training.
 
     Attributes:
+        auxiliary_weights: A half and a quarter with deep supervision, as the reference halves its weights from level
+            to level.
         checkpointing: Compute the blocks again in the backward pass to save memory; set it when training begins.
 
     Raises:
@@ -158,18 +163,17 @@ class NNFormerDecoder(nn.Module):
             for stage in range(num_stages)
         )
         heads = widths if deep_supervision else widths[:1]
+        self.auxiliary_weights = halved_weights(len(heads) - 1)
         self.heads = nn.ModuleList(
             nn.ConvTranspose3d(width, num_classes, kernel_size=encoder.patch_size, stride=encoder.patch_size)
             for width in heads
         )
 
-    def forward(self, volume: Float[Tensor, "b _ d h w"], encoded: EncoderOutput) -> Float[Tensor, "b _ d h w"]:
-        """Return one logit a class and voxel."""
-        return self.heads[0](self._decode(encoded)[0])
-
-    def supervised(self, encoded: EncoderOutput) -> list[Float[Tensor, "b _ _ _ _"]]:
-        """Return the logits of every head, finest first: at full, half and quarter size with deep supervision."""
-        return [head(features) for head, features in zip(self.heads, self._decode(encoded), strict=False)]
+    def forward(self, volume: Float[Tensor, "b _ d h w"], encoded: EncoderOutput) -> SegmentationOutput:
+        """Return the logits, and those at half and quarter size in training with deep supervision."""
+        first, *others = zip(self.heads, self._decode(encoded), strict=False)
+        auxiliary = tuple(head(features) for head, features in others) if self.training else ()
+        return SegmentationOutput(first[0](first[1]), auxiliary)
 
     def _decode(self, encoded: EncoderOutput) -> list[Float[Tensor, "b _ _ _ _"]]:
         """Return the feature maps of the stages, finest first."""

@@ -1,7 +1,9 @@
 """The networks by name. Families are imported when one of theirs is built: MONAI alone takes seconds.
 
-To add an encoder, write a factory `f(*, cube_size, **options) -> Encoder` and name it in `ENCODERS`. To add a
-segmentation network, write a decoder `f(encoder, num_classes, **options)` and name both in `SEGMENTATION`.
+To add an encoder, write a factory `f(*, cube_size, **options) -> Encoder` and name it in `ENCODERS`; with a pooled
+head it is a classification network too. To add a segmentation network, write a decoder
+`f(encoder, num_classes, **options)`, which gives a `SegmentationOutput` for a volume and its `EncoderOutput`, and
+name both in `SEGMENTATION`.
 
 Your own encoder needs no change here. It is an `nn.Module` that keeps the protocol of `m3di.networks.encoders`: it
 has `token_dim`, `token_stride` and `cube_size`, is built from the keyword `cube_size` and options of its own, and
@@ -26,6 +28,7 @@ from typing import Any, Final, NamedTuple
 import torch
 from torch import nn
 
+from m3di.networks.classification import ClassificationNetwork
 from m3di.networks.encoders import Encoder, EncoderOutput, as_module
 from m3di.networks.segmentation import SegmentationNetwork
 from stores.errors import RefusedError
@@ -46,6 +49,8 @@ ENCODERS: Final = {
     "densenet121": "m3di.networks.convolutional:DenseNet121Encoder",
     "unet": "m3di.networks.convolutional:UNetEncoder",
     "dynunet": "m3di.networks.convolutional:DynUNetEncoder",
+    "attention_unet": "m3di.networks.attention_unet:AttentionUNetEncoder",
+    "transunet": "m3di.networks.transunet:TransUNetEncoder",
 }
 ENTRY_POINTS: Final = "m3di.encoders"
 
@@ -56,17 +61,48 @@ class Segmentation(NamedTuple):
     Attributes:
         encoder: Name in `ENCODERS`: weights pretrained under it load strictly.
         decoder: Where the decoder's factory is, `module:name`.
+        supervises: Whether the decoder has the option `deep_supervision`.
     """
 
     encoder: str
     decoder: str
+    supervises: bool = False
 
 
 SEGMENTATION: Final = {
-    "vit": Segmentation("vit", "m3di.networks.segmentation:ProgressiveUpsampling"),
+    "unet": Segmentation("unet", "m3di.networks.unet:UNetDecoder"),
+    "attention_unet": Segmentation("attention_unet", "m3di.networks.attention_unet:AttentionUNetDecoder"),
+    "med3d": Segmentation("medicalnet", "m3di.networks.med3d:Med3DDecoder"),
+    "transunet": Segmentation("transunet", "m3di.networks.transunet:TransUNetDecoder", supervises=True),
+    "nnunet": Segmentation("dynunet", "m3di.networks.unet:DynUNetDecoder", supervises=True),
+    "setr_pup": Segmentation("setr", "m3di.networks.setr:PUPDecoder", supervises=True),
+    "setr_naive": Segmentation("setr", "m3di.networks.setr:NaiveDecoder", supervises=True),
+    "setr_mla": Segmentation("setr", "m3di.networks.setr:MLADecoder", supervises=True),
     "unetr": Segmentation("unetr", "m3di.networks.unetr:UNETRDecoder"),
+    "nnformer": Segmentation("nnformer", "m3di.networks.nnformer:NNFormerDecoder", supervises=True),
     "swin_unetr": Segmentation("swin", "m3di.networks.unetr:SwinUNETRDecoder"),
-    "nnformer": Segmentation("nnformer", "m3di.networks.nnformer:NNFormerDecoder"),
+    "vit": Segmentation("vit", "m3di.networks.segmentation:ProgressiveUpsampling"),
+}
+
+
+class Classification(NamedTuple):
+    """A classification network's two halves, or a whole network.
+
+    Attributes:
+        encoder: Name in `ENCODERS`: weights pretrained under it load strictly. None for a whole network.
+        head: Where the factory of the head, or of the whole network, is: `module:name`.
+    """
+
+    encoder: str | None
+    head: str
+
+
+POOLED_HEAD: Final = "m3di.networks.classification:PooledHead"
+CLASSIFICATION: Final = {
+    **{name: Classification(name, POOLED_HEAD) for name in ENCODERS},
+    "vit": Classification("vit", "m3di.networks.class_token:vit_head"),
+    "mrnet": Classification(None, "m3di.networks.mrnet:MRNet"),
+    "m3t": Classification(None, "m3di.networks.m3t:M3T"),
 }
 
 
@@ -139,6 +175,48 @@ def create_segmentation(name: str, *, cube_size: int, num_classes: int, **option
         encoder, num_classes, **{k: v for k, v in options.items() if k in for_decoder}
     )
     return SegmentationNetwork(encoder, decoder)
+
+
+def create_classification(name: str, *, cube_size: int, num_classes: int, **options: Any) -> ClassificationNetwork:
+    """Build a classification network with random weights; `mrnet` and `m3t` may begin with ImageNet's.
+
+    Args:
+        name: Name in `CLASSIFICATION`, or your own encoder's, as for `create_encoder`; it gets a pooled head.
+        cube_size: Edge of the input cube in voxels.
+        num_classes: Number of classes; 2 for yes and no.
+        options: Options of the encoder and of the head, told apart by their names.
+
+    Raises:
+        RefusedError: E_NETWORK, as for `create_encoder`, or for fewer than two classes.
+    """
+    if ":" not in name:
+        declared = entry_points(group=ENTRY_POINTS).names
+        _require_known("classification network", name, CLASSIFICATION.keys() | declared)
+    if num_classes < 2:
+        message = f"{name} needs at least 2 classes, not {num_classes}"
+        raise RefusedError("E_NETWORK", message, hint="count yes and no as two classes")
+    encoder_name, head_place = CLASSIFICATION.get(name, Classification(name, POOLED_HEAD))
+    head_factory = _load(head_place)
+    for_head = _options(head_factory)
+    if encoder_name is None:
+        _require_known(f"option of network {name}", options, for_head)
+        return ClassificationNetwork(None, head_factory(num_classes, cube_size=cube_size, **options))
+    if encoder_name in ENCODERS:
+        _require_known(f"option of network {name}", options, for_head | _options(_find(encoder_name)))
+    of_encoder = {k: v for k, v in options.items() if k not in for_head}
+    encoder = create_encoder(encoder_name, cube_size=cube_size, **of_encoder)
+    head: nn.Module = head_factory(encoder, num_classes, **{k: v for k, v in options.items() if k in for_head})
+    return ClassificationNetwork(encoder, head)
+
+
+def options_of(network: Segmentation | Classification) -> set[str]:
+    """Name the options of a network: those of its encoder and of its decoder or head.
+
+    Raises:
+        RefusedError: E_NETWORK, for an encoder that is not known.
+    """
+    place = network.decoder if isinstance(network, Segmentation) else network.head
+    return _options(_load(place)) | (_options(_find(network.encoder)) if network.encoder else set())
 
 
 def _find(name: str) -> Callable[..., Any]:

@@ -9,6 +9,7 @@ from monai.networks.blocks.unetr_block import UnetrBasicBlock, UnetrPrUpBlock, U
 from torch import nn
 
 from m3di.networks.encoders import EncoderOutput
+from m3di.networks.segmentation import SegmentationOutput
 from m3di.networks.swin import SwinEncoder
 from m3di.networks.vit import ViTEncoder
 from m3di.types import Float, Tensor
@@ -42,14 +43,14 @@ class UNETRDecoder(nn.Module):
             self.add_module(f"decoder{level + 2}", _up(below, feature_size << level))
         self.out = UnetOutBlock(spatial_dims=3, in_channels=feature_size, out_channels=num_classes)
 
-    def forward(self, volume: Float[Tensor, "b 1 d h w"], encoded: EncoderOutput) -> Float[Tensor, "b _ d h w"]:
+    def forward(self, volume: Float[Tensor, "b 1 d h w"], encoded: EncoderOutput) -> SegmentationOutput:
         """Return one logit a class and voxel."""
         features = encoded.pyramid[-1]
         inputs = [volume, *encoded.pyramid[:-1]]
         for level in reversed(range(self.num_levels)):
             skip = self.get_submodule(f"encoder{level + 1}")(inputs[level])
             features = self.get_submodule(f"decoder{level + 2}")(features, skip)
-        return self.out(features)
+        return SegmentationOutput(self.out(features))
 
 
 class SwinUNETRDecoder(nn.Module):
@@ -82,14 +83,14 @@ class SwinUNETRDecoder(nn.Module):
         self.decoder1 = _up(size, size)
         self.out = UnetOutBlock(spatial_dims=3, in_channels=size, out_channels=num_classes)
 
-    def forward(self, volume: Float[Tensor, "b 1 d h w"], encoded: EncoderOutput) -> Float[Tensor, "b _ d h w"]:
+    def forward(self, volume: Float[Tensor, "b 1 d h w"], encoded: EncoderOutput) -> SegmentationOutput:
         """Return one logit a class and voxel."""
         half, quarter, eighth, sixteenth, bottleneck = encoded.pyramid
         features = self.decoder5(self.encoder10(bottleneck), sixteenth)  # MONAI has no block at 1/16
         features = self.decoder4(features, self.encoder4(eighth))
         features = self.decoder3(features, self.encoder3(quarter))
         features = self.decoder2(features, self.encoder2(half))
-        return self.out(self.decoder1(features, self.encoder1(volume)))
+        return SegmentationOutput(self.out(self.decoder1(features, self.encoder1(volume))))
 
 
 def _require_cells(encoder: SwinEncoder) -> None:

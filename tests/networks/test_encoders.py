@@ -21,9 +21,11 @@ SMALL = {
     "densenet121": {},
     "unet": {"channels": (4, 8, 16)},
     "dynunet": {"filters": (4, 8, 8)},
+    "attention_unet": {"channels": (4, 8, 16)},
+    "transunet": {"base_channels": 4, "num_pools": 3, **{k: v for k, v in SMALL_VIT.items() if k != "patch_size"}},
 }
 SIZE = {"resnet10": 64, "densenet121": 64}  # the others are tried at 32
-BATCH_NORM = {"resnet10", "medicalnet", "densenet121"}
+BATCH_NORM = {"resnet10", "medicalnet", "densenet121", "attention_unet"}
 
 
 def cubes(b=1, size=32, seed=0):
@@ -80,6 +82,8 @@ LEVELS = {
     "densenet121": [(64, 2), (256, 4), (512, 8), (1024, 16), (1024, 32)],
     "unet": [(16, 2), (32, 4), (64, 8), (128, 16), (256, 16)],
     "dynunet": [(32, 1), (64, 2), (128, 4), (256, 8), (320, 16), (320, 32)],
+    "attention_unet": [(16, 1), (32, 2), (64, 4), (128, 8), (256, 16)],
+    "transunet": [(32, 1), (64, 2), (128, 4), (256, 8), (320, 16), (768, 32)],
 }
 
 

@@ -54,7 +54,8 @@ def test_parameter_counts_of_the_tumor_configuration():
     ("options", "num_classes", "expected"),
     # Measured on the reference implementation. Synapse is of 64 x 128 x 128 voxels; on a cube the axis that its
     # patches halve less has more tokens, which changes no weight.
-    [({"in_channels": 4}, 4, 37_754_190), (SYNAPSE, 14, 150_054_210)],
+    # With 1 channel, the stem's first 3^3 convolution has 3 * 48 * 3^3 weights fewer.
+    [({"in_channels": 4}, 4, 37_754_190), ({}, 4, 37_754_190 - 3 * 48 * 3**3), (SYNAPSE, 14, 150_054_210)],
 )
 def test_parameter_counts_with_deep_supervision(options, num_classes, expected):
     with torch.device("meta"):
@@ -104,16 +105,19 @@ def test_shifts_and_windows_follow_the_grid():
 @pytest.mark.parametrize("cube_size", [32, 64])
 def test_logits_have_the_volumes_size_and_every_weight_a_gradient(cube_size):
     net = network(cube_size=cube_size, deep_supervision=True)
-    levels = net.decoder.supervised(net.encoder(cubes(size=cube_size)))
+    output = net(cubes(size=cube_size))
+    levels = [output.logits, *output.auxiliary]
     assert [level.shape for level in levels] == [(1, 3, *(cube_size // step,) * 3) for step in (1, 2, 4)]
     sum(level.square().mean() for level in levels).backward()
     assert not [n for n, p in net.named_parameters() if p.grad is None]
 
 
 @torch.no_grad()
-def test_a_forward_pass_gives_the_finest_logits():
+def test_evaluation_gives_the_finest_logits_alone():
     net, volume = network(deep_supervision=True), cubes()
-    torch.testing.assert_close(net(volume), net.decoder.supervised(net.encoder(volume))[0], rtol=0, atol=0)
+    logits, auxiliary = net.eval()(volume)
+    assert auxiliary == ()
+    torch.testing.assert_close(logits, net.train()(volume).logits, rtol=0, atol=0)
 
 
 def test_checkpointing_the_decoder_changes_no_gradient():
@@ -121,7 +125,7 @@ def test_checkpointing_the_decoder_changes_no_gradient():
     for value in (False, True):
         net = network()
         net.decoder.checkpointing = value
-        net(cubes()).square().mean().backward()
+        net(cubes()).logits.square().mean().backward()
         gradients.append([p.grad for p in net.parameters()])
     for plain, checkpointed in zip(*gradients, strict=True):
         torch.testing.assert_close(plain, checkpointed)
@@ -134,7 +138,7 @@ def test_weights_alone_are_its_state():
     other = network()
     nn.init.normal_(other.encoder.stages[0][0].table)
     other.load_state_dict(net.state_dict(), strict=True)
-    torch.testing.assert_close(other(cubes()), net(cubes()), rtol=0, atol=0)
+    torch.testing.assert_close(other(cubes()).logits, net(cubes()).logits, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize(

@@ -22,10 +22,13 @@ def refusal(build, *args, **options):
 def test_unknown_names_get_a_guess_and_the_list():
     message, hint = refusal(create_encoder, "unter", cube_size=32)
     assert message == "unknown encoder: 'unter'"
-    assert hint.startswith("did you mean 'unetr'? known are densenet121, dynunet, medicalnet, nnformer, resnet10")
-    message, hint = refusal(create_segmentation, "resnet", cube_size=32, num_classes=2)
-    assert message == "unknown segmentation network: 'resnet'"
-    assert hint == "known are nnformer, swin_unetr, unetr, vit"
+    assert hint.startswith("did you mean 'unetr'? known are attention_unet, densenet121, dynunet, medicalnet")
+    message, hint = refusal(create_segmentation, "gan", cube_size=32, num_classes=2)
+    assert message == "unknown segmentation network: 'gan'"
+    assert hint == (
+        "known are attention_unet, med3d, nnformer, nnunet, setr_mla, setr_naive, setr_pup, swin_unetr, transunet, "
+        "unet, unetr, vit"
+    )
 
 
 def test_unknown_options_get_a_guess_and_the_list():
@@ -62,7 +65,14 @@ def test_unknown_options_get_a_guess_and_the_list():
         ("medicalnet", {"cube_size": 64, "shortcut": "C"}, "medicalnet: unknown shortcut 'C'"),
         ("densenet121", {"cube_size": 32}, "densenet121 needs a cube of at least 64 voxels, not 32"),
         ("unet", {"cube_size": 16}, "unet needs a cube of at least 32 voxels, not 16"),
-        ("dynunet", {"cube_size": 32}, "dynunet needs a cube of at least 64 voxels, not 32"),
+        ("dynunet", {"cube_size": 8}, "dynunet needs a cube of at least 16 voxels, not 8"),
+        ("dynunet", {"cube_size": 44}, "dynunet needs a cube whose edge is a multiple of 8 voxels, not 44"),
+        ("dynunet", {"cube_size": 64, "filters": (4, 8)}, "dynunet: filters [4, 8]"),
+        ("attention_unet", {"cube_size": 16}, "attention_unet needs a cube of at least 32 voxels, not 16"),
+        ("attention_unet", {"cube_size": 40}, "attention_unet needs a cube whose edge is a multiple of 16 voxels"),
+        ("transunet", {"cube_size": 20}, "transunet needs a cube whose edge is a multiple of 8 voxels, not 20"),
+        ("transunet", {"cube_size": 64, "num_heads": 7}, "transunet: stages of [768] channels"),
+        ("transunet", {"cube_size": 64, "num_pools": 0}, "transunet: num_pools 0"),
         ("swin", {"cube_size": 32, "feature_size": 16}, "swin: stages of [16, 32, 64, 128] channels"),
     ],
 )
