@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from m3di.captions.captioner import Asking
 from m3di.captions.identity import captioner_fingerprint
 from m3di.captions.registry import captioner_of
 from m3di.captions.stage import caption_volumes
@@ -69,7 +70,7 @@ def build_store(
     # Here, because the plan of a build and the cubes of a task need no torch.
     from m3di.teachers.stage import embed_volumes, ensure_teacher  # noqa: PLC0415
 
-    captioner_of(config, None).of_volume("")  # refuses a captioner that lacks something, before the long part
+    _require_captioner(config)
     datasets = survey(sources, layout=layout, follow_links=config.sources.follow_links)
     for dataset in datasets:
         report("found", dataset=dataset.name, layout=dataset.layout, cases=len(dataset.cases))
@@ -99,6 +100,14 @@ def build_store(
             embedded=embedded,
             digest=store.digest(),
         )
+
+
+def _require_captioner(config: Config) -> None:
+    """Refuse a captioner that lacks something, or may not ask whom it would, before the long part of a build."""
+    captioner = captioner_of(config, None)
+    captioner.of_volume("")
+    if isinstance(captioner, Asking):
+        captioner.require_permission()
 
 
 def open_store(path: Path, config: Config) -> Store:

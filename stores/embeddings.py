@@ -1,6 +1,7 @@
 """Embeddings: how the rows of K slices of each volume of a batch are gathered, checked (FORMAT.md, section 4)."""
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Any, Final
 
 import numpy as np
@@ -33,6 +34,11 @@ class EmbeddingStore:
     def select(self, positions: Sequence[int]) -> "EmbeddingStore":
         """The rows of some of the volumes, in the order given."""
         return EmbeddingStore(self._snapshot, self._fingerprint, self.index.select(positions))
+
+    @property
+    def fingerprint(self) -> str:
+        """Which row set it is."""
+        return self._fingerprint
 
     def __len__(self) -> int:
         return len(self.index)
@@ -79,6 +85,19 @@ class EmbeddingStore:
     def all_rows(self, volumes: Sequence[str]) -> Rows:
         """Copy every row of some volumes, in the order of `index.slices_of`: (rows, parts, dim)."""
         return np.concatenate([self.plane(volume, plane) for volume in volumes for plane in range(3)])
+
+    def halves(self, part: int) -> list[npt.NDArray[np.int16]]:
+        """One part of every block, in the order of the index, as the bits of its float16 numbers, each (s, dim).
+
+        They are views of the database's map, unchecked: read them within `reading`, and check by `gather` what is
+        found in them.
+        """
+        with self._snapshot.reading() as reader:
+            return [self._open(reader, name, plane).halves(part) for name in self.index.volumes for plane in range(3)]
+
+    def reading(self) -> AbstractContextManager[Transaction]:
+        """Keep the map in place while `halves` are read."""
+        return self._snapshot.reading()
 
     def _block(self, reader: Transaction, volume: int, plane: int) -> Block:
         place = (volume, plane)

@@ -168,6 +168,9 @@ class Captioner(Protocol):
 class Asking(Protocol):
     """What a captioner that asks others offers beside `Captioner`: a look before the first question, and a count."""
 
+    def require_permission(self) -> None:
+        """Refuse settings by which nothing may be asked; sends nothing."""
+
     def begin(self, records: Sequence[VolumeRecord], *, report: Report, check: Callable[[], None]) -> None:
         """Refuse or warn before anything is asked about these volumes; `check` may later stop a volume midway."""
 

@@ -1,6 +1,6 @@
 """The frozen 2D vision-language teacher: slices and captions to L2-normalised embeddings (paper, section 2)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -9,10 +9,12 @@ from typing import Any, Final
 import torch
 import torch.nn.functional as F
 
+from m3di.teachers.copies import staged
 from m3di.teachers.dense import PatchProjection
 from m3di.teachers.embedded import embedded_towers
 from m3di.teachers.folder import read_towers, write_towers
 from m3di.teachers.hub import checkpoint_towers, hub_towers, random_towers
+from m3di.teachers.identity import VERSION
 from m3di.teachers.lowering import input_dtype
 from m3di.teachers.towers import (
     Model,
@@ -29,23 +31,24 @@ from m3di.types import Float, Int64, Tensor, UInt8
 from stores.errors import RefusedError
 from stores.recipe import digest_of
 
-VERSION: Final = 2  # raise whenever the same weights would give other embeddings
 DTYPES: Final = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 _PROBE: Final = "Axial CT slice of the upper abdomen, near its centre, 1234."  # its token ids tell tokenizers apart
 _TEXT_BATCH: Final = 64
+_WIDTH_STEP: Final = 8  # tokens
 
 
 class Teacher:
     """A frozen open_clip model. Holds no state but its weights, so threads may share it.
 
     A list of slices or texts gives the same bits each time it is encoded on the same machine with the same number of
-    threads. Other lists may cut other batches, and then the last bits of a row may differ (1e-6), so encode the same
-    unit again, as the build does with a plane of a volume, where equal bytes matter.
+    threads. Other lists may cut other batches, and then the last bits of a row may differ (of a text by 1e-6), so
+    encode the same unit again, as the build does with a plane of a volume, where equal bytes matter.
 
     Attributes:
         towers: The open_clip model, its tokenizer and configuration.
-        dtype: Arithmetic of the image trunk, `float32` or `bfloat16`; heads and text tower stay in float32.
+        dtype: Arithmetic of the image trunk and of a Hugging Face text trunk's linear layers, `float32` or
+            `bfloat16`; heads, and what is sensitive in the trunks, stay in float32.
         device: Where the model is.
         batch_size: Slices encoded at a time.
     """
@@ -63,7 +66,7 @@ class Teacher:
         model = towers.model.to(self.device).eval().requires_grad_(False)
         self._image_head, self._text_head = image_head(model), text_head(model)
         self._image_trunk = image_trunk(model, self._image_head, DTYPES[self.dtype])
-        self._text_trunk = text_trunk(model, self._text_head)
+        self._text_trunk = text_trunk(model, self._text_head, DTYPES[self.dtype])
         self._preprocess = Preprocess(towers.config["preprocess_cfg"], model.visual.image_size, self.device)
 
     @property
@@ -111,9 +114,8 @@ class Teacher:
             RefusedError: E_CONFIG, for an architecture without a patch grid.
         """
         with torch.inference_mode():
-            batches = images.split(self.batch_size)
-            low = input_dtype(self._image_trunk)
-            both = [trunk_with_patches(self._image_trunk, self.pixels(batch).to(low)) for batch in batches]
+            batches = self._pixel_batches(images)
+            both = [trunk_with_patches(self._image_trunk, pixels) for pixels in batches]
             pooled = torch.cat([features.float() for features, _ in both])
             patches = torch.cat([grid.float() for _, grid in both])
         return self.project_image(pooled.clone()), patches.clone()
@@ -135,8 +137,8 @@ class Teacher:
 
     def tokens(self, texts: Sequence[str]) -> Int64[Tensor, "s n"]:
         """What the text tower takes for some texts, no longer than the longest needs, on the device."""
-        tokens = self.towers.tokenizer(list(texts)).to(self.device)
-        return tokens[:, : int(self._token_counts(tokens).max())]
+        tokens = self.towers.tokenizer(list(texts))
+        return tokens[:, : int(self._token_counts(tokens).max())].to(self.device)
 
     def project_image(self, features: Float[Tensor, "s c"]) -> Float[Tensor, "s e"]:
         """Embeddings of `image_features`."""
@@ -155,9 +157,7 @@ class Teacher:
     def image_features(self, images: UInt8[Tensor, "s y x"]) -> Float[Tensor, "s c"]:
         """Give the image trunk's output before the projection head, float32; `images` holds at least one slice."""
         with torch.inference_mode():
-            low = input_dtype(self._image_trunk)
-            batches = [self._image_trunk(self.pixels(part).to(low)).float() for part in images.split(self.batch_size)]
-            features = torch.cat(batches)
+            features = torch.cat([self._image_trunk(pixels).float() for pixels in self._pixel_batches(images)])
         return features.clone()  # outside of inference mode: a tensor that the heads can be fitted to
 
     def text_features(self, texts: Sequence[str]) -> Float[Tensor, "s c"]:
@@ -166,20 +166,42 @@ class Teacher:
         Each distinct text is encoded once; equal texts get equal rows.
         """
         distinct = {text: number for number, text in enumerate(sorted(set(texts)))}
-        tokens = self.towers.tokenizer(list(distinct)).to(self.device)
-        lengths = self._token_counts(tokens)
-        order = lengths.argsort(stable=True)  # texts of about one length together, so that little padding is encoded
-        batches = [tokens[rows, : int(lengths[rows].max())] for rows in order.split(_TEXT_BATCH)]
+        tokens = self.towers.tokenizer(list(distinct))
+        shapes = _by_width(self._token_counts(tokens), tokens.shape[1])
+        batches = staged((tokens[rows, :width] for rows, width in shapes), self.device)
         with torch.inference_mode():
             features = torch.cat([self._text_trunk.encode_text(batch).float() for batch in batches])
-        rank = order.argsort()
+        rank = torch.cat([rows for rows, _ in shapes]).argsort()
         return features[rank[[distinct[text] for text in texts]]].clone()
+
+    def _pixel_batches(self, images: UInt8[Tensor, "s y x"]) -> Iterator[Tensor]:
+        """What the image trunk takes, a batch at a time, in its own precision."""
+        low = input_dtype(self._image_trunk)
+        for batch in staged(images.split(self.batch_size), self.device):
+            yield self.pixels(batch).to(low)
 
     def _token_counts(self, tokens: Int64[Tensor, "t n"]) -> Int64[Tensor, " t"]:
         """How many tokens of each text must be encoded: all, unless the text tower masks the padding anyway."""
         if not trims_padding(self.towers.model):
-            return torch.full((len(tokens),), tokens.shape[1], device=tokens.device)
+            return torch.full((len(tokens),), tokens.shape[1])
         return (tokens != self.towers.model.text.config.pad_token_id).sum(dim=1)
+
+
+def _by_width(lengths: Int64[Tensor, " t"], context: int) -> list[tuple[Int64[Tensor, " r"], int]]:
+    """Cut texts into batches: the rows of each, and how many tokens wide it is.
+
+    A text's width follows from its own length, with padding unless it fills the context, and the texts of a batch are
+    of one width and all padded or all not: attention sums in another order for another width, or without a mask, and
+    the rows of a text would differ by what it is encoded with (cosine 0.9996 in bfloat16, too little to know two
+    slices of equal captions by).
+    """
+    widths = (lengths // _WIDTH_STEP + 1) * _WIDTH_STEP
+    kinds = torch.where(lengths == context, context + _WIDTH_STEP, widths)
+    batches = []
+    for kind in kinds.unique().tolist():
+        rows = (kinds == kind).nonzero()[:, 0]
+        batches += [(part, min(kind, context)) for part in rows.split(_TEXT_BATCH)]
+    return batches
 
 
 class Preprocess:
@@ -209,10 +231,11 @@ class Preprocess:
 
 
 def fastest_dtype(device: torch.device) -> str:
-    """Choose the image trunk's arithmetic for new teachers on a device; saved ones keep theirs.
+    """Choose the trunks' arithmetic for new teachers on a device; saved ones keep theirs.
 
-    EfficientNet-Lite0 on a CPU with bfloat16 instructions is 2 to 3 times faster in bfloat16 than in float32, as
-    deterministic, and retrieves as well; without these instructions it is up to 10 times slower.
+    On a CPU with bfloat16 instructions, EfficientNet-Lite0 is 2 to 3 times faster in bfloat16 than in float32, as
+    deterministic, and retrieves as well, and MiniLM-L6 is 1.8 times faster; without these instructions bfloat16 is up
+    to 10 times slower.
     """
     if device.type == "cuda":
         return "bfloat16" if torch.cuda.get_device_capability(device) >= (8, 0) else "float32"

@@ -34,7 +34,7 @@ def write_towers(
     Args:
         towers: The model.
         folder: Where to.
-        dtype: The image trunk's arithmetic, kept so that the folder gives the same embeddings everywhere; `auto`
+        dtype: The trunks' arithmetic, kept so that the folder gives the same embeddings everywhere; `auto`
             for the fastest of whoever loads it.
         finish: Writes more files into the folder before it gets its place.
 

@@ -131,7 +131,7 @@ def _check_outputs(teacher: Teacher) -> list[Finding]:
     ]
     if teacher.dtype != "float32" and finite:
         full = Teacher(teacher.towers, device=str(teacher.device), dtype="float32")
-        cosine = float((full.encode_image(images) * rows).sum(dim=1).min())
+        cosine = float((torch.cat([full.encode_image(images), full.encode_text(_TEXTS)]) * both).sum(dim=1).min())
         name = f"{teacher.dtype} agrees with float32"
         findings.append(Finding(name, cosine >= _LOWEST_COSINE, f"lowest cosine {cosine:.5f}"))
     return findings

@@ -117,15 +117,14 @@ def kept_teacher(store: Store, fingerprint: str, *, device: str) -> Teacher:
     """Load a teacher that the store keeps, and check that it is the one it is named after.
 
     Raises:
-        DamagedError: E_WEIGHTS, when its folder is not what was written.
+        DamagedError: E_WEIGHTS, when its folder is not what was written, or an m3di that encoded otherwise wrote it.
     """
     prepare_process()
     folder = store.teacher_folder(fingerprint)
     teacher = load_teacher(f"local-dir:{folder}", device=str(pick_device(device)))
     if teacher.fingerprint != fingerprint:
-        raise DamagedError(
-            "E_WEIGHTS", f"the teacher in {folder} is not the one that was kept", hint="run m3di verify"
-        )
+        hint = "run m3di verify; if that finds it sound, another version of m3di made it: run m3di build-store"
+        raise DamagedError("E_WEIGHTS", f"the teacher in {folder} is not the one that was kept", hint=hint)
     return teacher
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from m3di.teachers.lowering import lowered
+from m3di.teachers.lowering import lower_linears, lowered
 from stores.errors import RefusedError
 
 Model = Any  # open_clip.CLIP or CustomTextCLIP: nn.Modules that share no interface a type checker could know
@@ -26,7 +26,7 @@ class TwoTower:
         model: `open_clip.CLIP` or `CustomTextCLIP`, float32.
         tokenizer: open_clip's tokenizer.
         config: Content of `open_clip_config.json`: `model_cfg` and `preprocess_cfg`. No path of this machine in it.
-        dtype: Arithmetic of the image trunk that the model was saved with, if it was.
+        dtype: Arithmetic of the trunks that the model was saved with, if it was.
         random: Whether the trunks were never trained, because `random:ARCH` asked for that.
     """
 
@@ -119,9 +119,15 @@ def trunk_with_patches(trunk: nn.Module, pixels: Tensor) -> tuple[Tensor, Tensor
     raise RefusedError("E_CONFIG", message, hint="use a timm or ViT teacher, or --set teacher.dense_dim=0")
 
 
-def text_trunk(model: Model, head: Head | None) -> Model:
-    """Copy the model without its text head, for `encode_text`; all weights are shared with the model."""
-    return _copy_without(model, head, shared=True)
+def text_trunk(model: Model, head: Head | None, dtype: torch.dtype) -> Model:
+    """Copy the model without its text head, for `encode_text`; weights that need no change are shared with it.
+
+    The transformers of Hugging Face are lowered to `dtype`, open_clip's own, which look at each other's types, not.
+    """
+    trunk: Model = _copy_without(model, head, shared=True)
+    if dtype != torch.float32 and trims_padding(trunk):
+        lower_linears(trunk.text.transformer, dtype)
+    return trunk
 
 
 def copy_for_fitting(model: Model, heads: Iterable[Head]) -> Model:

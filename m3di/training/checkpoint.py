@@ -5,6 +5,7 @@ import json
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, Final
 
@@ -13,6 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from m3di.networks.registry import ENTRY_POINTS
 from stores import atomic
 from stores.errors import DamagedError, RefusedError
 
@@ -54,6 +56,25 @@ class Checkpoint:
         prefix = "encoder."
         averaged = self.weights("ema").items()
         return {name.removeprefix(prefix): value for name, value in averaged if name.startswith(prefix)}
+
+    def encoder(self, *, named: str) -> dict[str, Any]:
+        """Name and options of the encoder, for building it again.
+
+        A run may come from anybody: code that it alone names, as `module:factory`, is not to be imported.
+
+        Args:
+            named: The encoder that the user names (`encoder.name`). Those of m3di, and those that installed packages
+                declare, need not be named.
+
+        Raises:
+            RefusedError: E_NETWORK, when the user does not name it and no installed package declares it.
+        """
+        found = dict(self.facts["encoder"])
+        name = found["name"]
+        if ":" in name and name != named and name not in {point.value for point in entry_points(group=ENTRY_POINTS)}:
+            message = f"{self.folder} was trained with encoder {name!r}, which is code that only the run names"
+            raise RefusedError("E_NETWORK", message, hint=f"if you trust it: --set encoder.name={name}")
+        return found
 
     def weights(self, module: str) -> dict[str, Tensor]:
         """State dict of one module, the file's digest verified.

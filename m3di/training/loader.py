@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+import numpy as np
 import numpy.typing as npt
 import torch
 
@@ -27,7 +28,7 @@ class Batch:
         volumes: Cubes in [0, 1].
         planes: Plane number of each slice.
         slices: Position of each slice in the cube.
-        targets: Cached rows: the teacher's image and text embedding of each slice.
+        targets: Cached rows: the teacher's image and text embedding of each slice, those of several side by side.
         patches: Cached dense rows: the teacher's patch features of each slice, row by row; None without.
     """
 
@@ -46,10 +47,11 @@ class BatchReader:
         volumes: The cubes.
         embeddings: The targets; its index says what there is.
         dense: Dense targets, of these volumes at least; None for none.
+        further: Targets of further teachers, of these volumes at least, which are put beside the first.
         pinned: Use page-locked memory, for copies to an accelerator.
 
     Raises:
-        RefusedError: E_STORE, when a volume has no dense rows, naming it.
+        RefusedError: E_STORE, when a volume has no dense or further rows, naming it.
     """
 
     def __init__(
@@ -58,11 +60,19 @@ class BatchReader:
         embeddings: EmbeddingStore,
         *,
         dense: EmbeddingStore | None = None,
+        further: Sequence[EmbeddingStore] = (),
         pinned: bool = False,
     ) -> None:
         self._volumes = volumes
         self._embeddings = embeddings
-        self._dense = None if dense is None else _of_volumes(dense, embeddings.index.volumes)
+        names = embeddings.index.volumes
+        self._dense = (
+            None if dense is None else _of_volumes(dense, names, what="dense rows", setting="teacher.dense_dim")
+        )
+        self._further = [
+            _of_volumes(rows, names, what=f"rows of teacher {rows.fingerprint[:16]}", setting="that teacher")
+            for rows in further
+        ]
         self._pinned = pinned
 
     def buffer(self, batch_size: int) -> Tensor:
@@ -80,13 +90,18 @@ class BatchReader:
         for row, volume in enumerate(draw.volumes):
             self._read_cube(int(volume), cubes[row, 0])
         place = draw.volumes, draw.planes, draw.slices
-        targets = torch.from_numpy(self._embeddings.gather(*place))
-        patches = None if self._dense is None else torch.from_numpy(self._dense.gather(*place))
-        return Batch(draw, buffer, torch.from_numpy(draw.planes), torch.from_numpy(draw.slices), targets, patches)
+        rows = [part.gather(*place) for part in (self._embeddings, *self._further)]
+        targets = self._tensor(np.concatenate(rows, axis=-1) if self._further else rows[0])
+        patches = None if self._dense is None else self._tensor(self._dense.gather(*place))
+        return Batch(draw, buffer, self._tensor(draw.planes), self._tensor(draw.slices), targets, patches)
 
     def will_need(self, draw: Draw) -> None:
         """Have the volumes of a later batch brought into the system's cache meanwhile."""
         self._volumes.will_need("image", self._embeddings.index.slots[draw.volumes].tolist())
+
+    def _tensor(self, array: npt.NDArray[Any]) -> Tensor:
+        tensor = torch.from_numpy(array)
+        return tensor.pin_memory() if self._pinned else tensor
 
     def _read_cube(self, volume: int, out: npt.NDArray[Any]) -> None:
         index = self._embeddings.index
@@ -98,13 +113,13 @@ class BatchReader:
             raise DamagedError(error.code, message, hint=error.hint) from error
 
 
-def _of_volumes(rows: EmbeddingStore, volumes: Sequence[str]) -> EmbeddingStore:
+def _of_volumes(rows: EmbeddingStore, volumes: Sequence[str], *, what: str, setting: str) -> EmbeddingStore:
     """The rows of some volumes, in their order: two row sets number their volumes each in its own way."""
     positions = {volume: position for position, volume in enumerate(rows.index.volumes)}
     missing = [volume for volume in volumes if volume not in positions]
     if missing:
-        message = f"{len(missing)} of {len(volumes)} volumes have no dense rows: {missing[0]}, ..."
-        raise RefusedError("E_STORE", message, hint="run m3di build-store with teacher.dense_dim to its end")
+        message = f"{len(missing)} of {len(volumes)} volumes have no {what}: {missing[0]}, ..."
+        raise RefusedError("E_STORE", message, hint=f"run m3di build-store with {setting} to its end")
     return rows.select([positions[volume] for volume in volumes])
 
 

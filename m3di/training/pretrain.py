@@ -4,7 +4,7 @@ Alone, or as one of several processes that torchrun starts (`m3di.training.distr
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,19 +23,22 @@ from m3di.networks.registry import create_encoder
 from m3di.networks.weights import load_public_weights
 from m3di.signals import stop_on_signals
 from m3di.tasks.split import share_of
+from m3di.teachers.identity import find_teacher
 from m3di.training import checkpoint, distributed, runtime, steps
 from m3di.training.average import MovingAverage
 from m3di.training.distributed import World
 from m3di.training.held_out import HeldOutScores, look
 from m3di.training.loader import BatchReader, prefetch
-from m3di.training.objectives import DenseSpec, LocalObjective, PooledObjective
+from m3di.training.objectives import DenseSpec, LocalObjective, PooledObjective, TeachersObjective
 from m3di.training.optimiser import adamw, apply_gradients, load_state, set_rate
 from m3di.training.sampler import PlaneSliceSampler
+from m3di.training.slice_weights import read_slice_weights
 from m3di.types import Float, Tensor
 from stores import Store
 from stores.embeddings import EmbeddingStore
 from stores.errors import RefusedError
 from stores.index import StoreIndex
+from stores.records import people_of
 
 
 class Model(nn.Module):
@@ -45,6 +48,7 @@ class Model(nn.Module):
         config: Sizes of encoder and PSAT, and the losses.
         cube_size: Edge of the volumes, voxels.
         embedding_dim: Width of the teacher's embeddings.
+        further_dims: Width of the embeddings of each further teacher.
         dense: The store's dense rows; None when there are none.
 
     Raises:
@@ -52,7 +56,10 @@ class Model(nn.Module):
             do what the settings ask.
     """
 
-    def __init__(self, config: Config, *, cube_size: int, embedding_dim: int, dense: DenseSpec | None = None) -> None:
+    def __init__(
+        self, config: Config, *, cube_size: int, embedding_dim: int, further_dims: Sequence[int] = (),
+        dense: DenseSpec | None = None,
+    ) -> None:  # fmt: skip
         super().__init__()
         self.encoder = create_encoder(config.encoder.name, cube_size=cube_size, **config.encoder.options)
         if config.encoder.weights:
@@ -60,7 +67,11 @@ class Model(nn.Module):
         self.psat = PlaneSliceAwareTransformer(
             self.encoder.token_dim, embedding_dim=embedding_dim, num_slices=cube_size, **asdict(config.psat)
         )
-        self.objective = PooledObjective(config.objective, embedding_dim)
+        self.objective = (
+            TeachersObjective(config.objective, [embedding_dim, *further_dims])
+            if further_dims
+            else PooledObjective(config.objective, embedding_dim)
+        )
         self.local = LocalObjective(
             config.objective, self.encoder.token_dim, cube_size, dense, token_stride=self.encoder.token_stride
         )
@@ -120,8 +131,10 @@ def pretrain(
         _require_trained_teacher(store, settings.random_teacher)
         embeddings = store.embeddings(store.current()["teacher"])
         train, held_out = split_store(embeddings, config)
-        reader, sampler = _data(store, train, config, place)
-        model = _build(config, store, embeddings).to(place)
+        reader, sampler = _data(store, embeddings, train, config, place)
+        facts = _facts(config, store, sampler)
+        _require_same_run(run if resume else None, config, facts, world)
+        model = _build(config, store).to(place)
         average = MovingAverage(model, decay=settings.ema_decay) if settings.ema_decay else None
         optimizer = adamw([(model, settings.learning_rate)], weight_decay=settings.weight_decay)
         if world.is_first:
@@ -130,7 +143,6 @@ def pretrain(
         _require_same_clock(begun, run, world)
         predict = _forward_pass(model, config, place)
         voxel_mm = _voxel_sizes(train, store, config)
-        facts = _facts(config, store, train.index)
         write = _log_writer(run, config, begun, world)
         total = runtime.total_samples(settings, len(train))
 
@@ -199,6 +211,32 @@ def _require_same_clock(begun: int, run: Path, world: World) -> None:
         raise RefusedError("E_PATH", message, hint="keep the run on a file system that all machines share")
 
 
+def _require_same_run(run: Path | None, config: Config, facts: Mapping[str, Any], world: World) -> None:
+    """Refuse processes with unlike slice weights, and to continue a run with others, or with code it alone names."""
+    digest = facts["slice_weights"]
+    if set(world.collect(digest)) != {digest}:
+        message = "not every process of the run reads the same file of pretrain.slice_weights"
+        raise RefusedError("E_PATH", message, hint="keep it on a file system that all machines share")
+    found = None if run is None else checkpoint.latest(run)
+    if found is None or found.facts["kind"] != "pretrain":  # another kind is refused where it is read
+        return
+    found.encoder(named=config.encoder.name)
+    taught_by = [found.facts["teacher"], *found.facts.get("further_teachers", [])]
+    if taught_by != [facts["teacher"], *facts["further_teachers"]]:
+        message = (
+            f"{found.folder} was taught by teacher {', '.join(name[:16] for name in taught_by)}, not the store's"
+        )
+        hint = "make it current again by m3di build-store with its settings, or begin a new run"
+        raise RefusedError("E_STORE", message, hint=hint)
+    known = found.facts.get("slice_weights", "")
+    if known != digest:
+        message = (
+            f"pretrain.slice_weights={config.pretrain.slice_weights!r} (sha256 {digest or 'of none'}) is not what "
+            f"{found.folder} was trained with ({known or 'none'})"
+        )
+        raise RefusedError("E_CONFIG", message, hint="give the run its own file, or begin a new run")
+
+
 def _require_trained_teacher(store: Store, allowed: bool) -> None:
     facts = store.facts("teacher", store.current()["teacher"]) or {}
     if facts.get("random") and not allowed:
@@ -221,15 +259,20 @@ def split_store(embeddings: EmbeddingStore, config: Config) -> tuple[EmbeddingSt
 
 
 def _data(
-    store: Store, train: EmbeddingStore, config: Config, device: torch.device
+    store: Store, embeddings: EmbeddingStore, train: EmbeddingStore, config: Config, device: torch.device
 ) -> tuple[BatchReader, PlaneSliceSampler]:
-    """What reads the training volumes, and what says which."""
+    """What reads the training volumes, and what says which; `embeddings` are those of all volumes."""
     dense = _dense_rows(store) if config.objective.dense_weight else None
+    further = [store.embeddings(teacher) for teacher in _teachers(store, config)[1:]]
+    settings = config.pretrain
+    weights = None
+    if settings.slice_weights:
+        weights = read_slice_weights(Path(settings.slice_weights), known=embeddings.index, drawn=train.index)
     sampler = PlaneSliceSampler(
-        train.index, slices_per_volume=config.pretrain.slices_per_volume, seed=config.seed,
-        plane_weights=config.pretrain.plane_weights,
+        train.index, slices_per_volume=settings.slices_per_volume, seed=config.seed,
+        plane_weights=settings.plane_weights, slice_weights=weights,
     )  # fmt: skip
-    return BatchReader(store.volumes, train, dense=dense, pinned=device.type == "cuda"), sampler
+    return BatchReader(store.volumes, train, dense=dense, further=further, pinned=device.type == "cuda"), sampler
 
 
 def _forward_pass(model: Model, config: Config, device: torch.device) -> steps.Predict:
@@ -282,16 +325,40 @@ def _voxel_sizes(part: EmbeddingStore, store: Store, config: Config) -> Float[Te
     return torch.tensor([store.record(volume).chain(store.recipe).voxel_mm for volume in part.index.volumes])
 
 
-def _build(config: Config, store: Store, embeddings: EmbeddingStore) -> Model:
+def _build(config: Config, store: Store) -> Model:
     """A freshly initialised model: the same seed gives the same weights, the global generator is left alone."""
-    rows = store.rows_record(store.current()["teacher"], embeddings.index.volumes[0])
-    if rows is None:
-        raise RefusedError("E_STORE", "the store has no embeddings", hint="run m3di build-store to its end")
+    first, *further = (_width(store, teacher) for teacher in _teachers(store, config))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         dense = _dense_facts(store)
         spec = DenseSpec.of(dense) if dense else None
-        return Model(config, cube_size=store.recipe.cube_size, embedding_dim=rows.dim, dense=spec)
+        return Model(config, cube_size=store.recipe.cube_size, embedding_dim=first, further_dims=further, dense=spec)
+
+
+def _teachers(store: Store, config: Config) -> list[str]:
+    """Fingerprints of the teachers that teach, the current one first.
+
+    Raises:
+        RefusedError: E_CONFIG, when a further one is not known, or named twice.
+    """
+    teachers = [store.current()["teacher"]]
+    for name in config.objective.further_teachers:
+        teacher = find_teacher(store, name)
+        if teacher in teachers:
+            message = f"objective.further_teachers: {name!r} is the store's current teacher, or there twice"
+            raise RefusedError("E_CONFIG", message, hint=f"leave {name!r} out")
+        teachers.append(teacher)
+    return teachers
+
+
+def _width(store: Store, teacher: str) -> int:
+    """Width of a teacher's embeddings."""
+    index = store.embeddings(teacher).index
+    rows = store.rows_record(teacher, index.volumes[0]) if len(index) else None
+    if rows is None:
+        message = f"the store has no embeddings of teacher {teacher[:16]}"
+        raise RefusedError("E_STORE", message, hint="run m3di build-store to its end")
+    return rows.dim
 
 
 def _dense_facts(store: Store) -> dict[str, Any] | None:
@@ -352,16 +419,20 @@ def check_recipe(found: checkpoint.Checkpoint, store: Store) -> None:
         raise RefusedError("E_STORE", message, hint="use the store that the run began with, or begin a new run")
 
 
-def _facts(config: Config, store: Store, index: StoreIndex) -> dict[str, Any]:
+def _facts(config: Config, store: Store, sampler: PlaneSliceSampler) -> dict[str, Any]:
     """What a checkpoint says about itself: how to rebuild the encoder, and what it has seen."""
     return {
         "kind": "pretrain",
         "encoder": {"name": config.encoder.name, "options": config.encoder.options},
         "recipe": store.recipe.to_dict(),
         "teacher": store.current()["teacher"],
+        "further_teachers": _teachers(store, config)[1:],
         "captioner": store.current()["captioner"],
         "config": config.to_dict(),
-        "trained_on": sources_of(store, index.volumes),
+        "slice_weights": sampler.slice_weights.digest if sampler.slice_weights is not None else "",
+        "store": str(store.path.resolve()),
+        "trained_on": sources_of(store, sampler.index.volumes),
+        "people": people_of(store.record(volume) for volume in sampler.index.volumes),
     }
 
 

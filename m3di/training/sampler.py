@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from m3di.training.slice_weights import SliceWeights
 from stores.blocks import splitmix64
 from stores.errors import RefusedError
 from stores.index import StoreIndex
@@ -64,16 +65,18 @@ class PlaneSliceSampler:
     """Stateless: the same (seed, samples seen) gives the same draw, whatever was drawn before.
 
     Every epoch is a permutation of the volumes; batches run over its end into the next. The K slices of a volume
-    are drawn without replacement from its valid ones; planes have equal weight, however many slices they have.
+    are drawn without replacement from its valid ones; planes have equal weight, however many slices they have. With
+    weights of slices, the chance of each is multiplied by its own, and that of its plane changes with it.
 
     Args:
         index: Volumes and their valid slices.
         slices_per_volume: K.
         seed: Another seed is another sequence.
         plane_weights: Relative frequency of axial, coronal and sagittal slices.
+        slice_weights: Of the slices of the index; None where all are 1. A slice of weight 0 is never drawn.
 
     Raises:
-        RefusedError: E_CONFIG, when there is no volume, or one with fewer than K slices, naming it.
+        RefusedError: E_CONFIG, when there is no volume, or one with fewer than K slices to draw, naming it.
     """
 
     def __init__(
@@ -83,18 +86,18 @@ class PlaneSliceSampler:
         slices_per_volume: int,
         seed: int,
         plane_weights: tuple[float, float, float] = (1.0, 1.0, 1.0),
+        slice_weights: SliceWeights | None = None,
     ) -> None:
         if len(index) == 0:
             raise RefusedError("E_CONFIG", "there is no volume to train on", hint="build a store with more volumes")
         weighted = np.asarray(plane_weights) > 0
         available = index.num_rows()[:, weighted].sum(axis=1)
-        if available.min() < slices_per_volume:
-            poorest = int(available.argmin())
-            message = (
-                f"volume {index.volumes[poorest]} has {available[poorest]} slices, {slices_per_volume} are asked"
-            )
-            raise RefusedError("E_CONFIG", message, hint="lower --slices-per-volume, or build with a smaller stride")
+        _require_slices(index, available, slices_per_volume)
+        if slice_weights is not None:
+            barred = slice_weights.num_barred(len(index), weighted)
+            _require_slices(index, available - barred, slices_per_volume, weighted=True)
         self.index = index
+        self.slice_weights = slice_weights
         self._slices_per_volume = slices_per_volume
         self._seed = seed
         self._plane_weights = np.asarray(plane_weights)
@@ -125,12 +128,25 @@ class PlaneSliceSampler:
         bits = self.index.bits(volumes)
         batch, _, positions = bits.shape
         weight = self._plane_weights[:, None] / np.maximum(bits.sum(axis=-1, keepdims=True), 1)
+        if self.slice_weights is not None:
+            weight = weight * self.slice_weights.of(volumes)
         lane = np.arange(3 * positions, dtype=np.uint64).reshape(1, 3, positions)
         key = keyed_uniform(self._seed, epochs[:, None, None], volumes[:, None, None], lane)
         with np.errstate(divide="ignore"):
             arrival = np.where(bits & (weight > 0), -np.log(key) / weight, np.inf)
         first = np.argsort(arrival.reshape(batch, -1), axis=1, kind="stable")[:, : self._slices_per_volume]
         return first // positions, first % positions
+
+
+def _require_slices(index: StoreIndex, available: Indices, wanted: int, *, weighted: bool = False) -> None:
+    """Refuse a volume with fewer slices than are wanted, those of weight 0 left out when `weighted`."""
+    poorest = int(available.argmin())
+    if available[poorest] >= wanted:
+        return
+    what = "slices of a weight over 0" if weighted else "slices"
+    remedy = "give more of them weight in pretrain.slice_weights" if weighted else "build with a smaller stride"
+    message = f"volume {index.volumes[poorest]} has {available[poorest]} {what}, {wanted} are asked"
+    raise RefusedError("E_CONFIG", message, hint=f"lower --slices-per-volume, or {remedy}")
 
 
 def keyed_uniform(*key: npt.NDArray[Any] | int) -> npt.NDArray[np.float64]:

@@ -98,25 +98,29 @@ def cut(
         jitter_seed: Seed by which intensities are changed; None leaves them.
         voxel_mm: Edge of the voxels of every volume of the index.
     """
+
+    def moved(tensor: Tensor) -> Tensor:
+        return tensor.to(device, non_blocking=True)  # without a wait where the reader's memory is page-locked
+
     size = len(batch.volumes) // num_parts
     names, patches = torch.from_numpy(batch.draw.volumes), batch.patches
     parts = []
     for start in range(0, len(batch.volumes), size):
         some = slice(start, start + size)
-        volumes = batch.volumes[some].to(device, torch.float32, non_blocking=True)
+        volumes = moved(batch.volumes[some]).float()
         if jitter_seed is not None:
             epochs = batch.draw.epochs[some]
             volumes = jitter_intensity(volumes, seed=jitter_seed, epochs=epochs, names=batch.draw.volumes[some])
         parts.append(
             Part(
                 volumes=volumes,
-                planes=batch.planes[some].to(device),
-                slices=batch.slices[some].to(device),
-                targets=batch.targets[some].to(device, torch.float32),
-                names=names[some].to(device),
+                planes=moved(batch.planes[some]),
+                slices=moved(batch.slices[some]),
+                targets=moved(batch.targets[some]).float(),
+                names=moved(names[some]),
                 clock=clock + start,
-                patches=None if patches is None else patches[some].to(device, torch.float32),
-                voxel_mm=None if voxel_mm is None else voxel_mm[names[some]].to(device),
+                patches=None if patches is None else moved(patches[some]).float(),
+                voxel_mm=None if voxel_mm is None else moved(voxel_mm[names[some]]),
             )
         )
     return parts

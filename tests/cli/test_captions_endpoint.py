@@ -12,7 +12,8 @@ import pytest
 from stores import Store
 from stores.records import Captions
 from tests.captions.servers import failed, llmock_server, recorder, said
-from tests.cli.running import command, events, m3di
+from tests.cli.running import SIZES, command, events, m3di
+from tests.phantoms import write_msd_dataset
 from tests.stores.stores import RECIPE, chunks, record
 
 pytest.importorskip("openai", reason="the `openai` package (extra `endpoint`) is not installed")
@@ -76,6 +77,35 @@ def test_a_plan_says_what_would_be_sent_and_sends_nothing(tmp_path):
     shown = m3di("captions", "plan", "--store", "store", *options(server.url), cwd=tmp_path)
     assert shown.returncode == 0, shown.stderr
     assert "leaves: host" in shown.stdout
+
+
+def test_slices_that_are_equal_to_the_last_pixel_are_planned_as_one_request(tmp_path):
+    with Store.create_or_open(tmp_path / "store", RECIPE) as store:
+        for name, seed in (("v0", 0), ("v1", 1), ("v2", 0)):
+            store.commit_volume(record(name), chunks(seed))
+    with recorder(lambda number, body: said("Dark.")) as server:
+        before = plan(tmp_path, server.url)
+        anchors = before["anchors"]
+        counts = ("answered", "requests", "equal_to_another")
+        assert [before[name] for name in counts] == [0, anchors * 2 // 3, anchors // 3]
+        done = run(tmp_path, server.url)
+        assert done.returncode == 0, done.stderr
+        assert len(server.seen) == anchors * 2 // 3
+        after = plan(tmp_path, server.url)
+        assert [after[name] for name in ("anchors", *counts)] == [anchors, anchors, 0, 0]
+
+
+@pytest.mark.parametrize("sets", [["allow_host="], ["allow_host=captions.example.com"]])
+def test_a_build_is_refused_before_anything_is_written_when_the_server_may_not_be_asked(sets, tmp_path):
+    """A host that is not this machine and is not allowed by name; one that is, without a key."""
+    write_msd_dataset(tmp_path / "data", 1)
+    asked = options("https://captions.example.com/v1", *sets)
+    arguments = ["build-store", "data", "--store", "store", "--captioner", "endpoint", *SIZES, *asked]
+    done = m3di(*arguments, cwd=tmp_path, env={"OPENAI_API_KEY": ""})
+    assert done.returncode == 2, done.stderr
+    assert "hint:" in done.stderr
+    assert "captions.example.com" in done.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data"]
 
 
 def test_a_run_counts_what_it_asked_and_a_rerun_asks_nothing(tmp_path):

@@ -1,4 +1,9 @@
-"""splitmix64 in plain integers (Steele, Lea, Flood: Fast splittable pseudorandom number generators, OOPSLA 2014)."""
+"""How slices are drawn, in plain Python.
+
+splitmix64 in plain integers: Steele, Lea, Flood, "Fast splittable pseudorandom number generators" (OOPSLA 2014).
+"""
+
+import math
 
 MASK = (1 << 64) - 1
 
@@ -12,3 +17,20 @@ def splitmix64_uniform(key):
         z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & MASK
         state = z ^ (z >> 31)
     return ((state >> 11) + 0.5) / 2**53
+
+
+def weighted_slices(*, seed, epoch, volume, valid, plane_weights, slice_weights, k):
+    """The K slices of one volume that a race of independent exponential clocks brings in first.
+
+    Efraimidis and Spirakis, "Weighted random sampling with a reservoir" (2006): the order of arrival is a weighted
+    draw without replacement. `valid` holds one list of bools a plane; `slice_weights` is a dict by (plane, slice).
+    """
+    positions = len(valid[0])
+    arrivals = []
+    for plane, bits in enumerate(valid):
+        for index, is_valid in enumerate(bits):
+            rate = plane_weights[plane] * slice_weights.get((plane, index), 1.0)
+            if is_valid and rate > 0:
+                uniform = splitmix64_uniform((seed, epoch, volume, plane * positions + index))
+                arrivals.append((-math.log(uniform) * sum(bits) / rate, plane, index))
+    return [(plane, index) for _, plane, index in sorted(arrivals)[:k]]

@@ -5,7 +5,7 @@ from m3di.training.loader import BatchReader, prefetch
 from m3di.training.sampler import PlaneSliceSampler
 from stores import Store
 from stores.errors import DamagedError, RefusedError
-from tests.stores.stores import TEACHER, build, parts
+from tests.stores.stores import DIM, TEACHER, build, captions_of, parts
 
 
 @pytest.fixture
@@ -109,3 +109,21 @@ def test_volumes_without_dense_rows_are_refused_by_name(tmp_path):
     commit_dense(build(tmp_path / "s", 3), ["v0", "v2"])
     with Store(tmp_path / "s") as store, pytest.raises(RefusedError, match="1 of 3 volumes have no dense rows: v1"):
         BatchReader(store.volumes, store.embeddings(TEACHER), dense=store.embeddings(DENSE))
+
+
+def test_rows_of_further_teachers_lie_beside_those_of_the_same_slices(tmp_path):
+    path = build(tmp_path / "s", 4)
+    other = "c3" * 32
+    with Store(path, writable=True) as store:
+        for name in ["v3", "v2", "v1"]:
+            rows = [2 * store.plane_rows(TEACHER, name, plane)[..., :4] for plane in range(3)]
+            store.commit_rows(other, store.record(name), rows, captions_digest=captions_of(store.record(name)).digest)
+    with Store(path) as store:
+        some = store.embeddings(TEACHER).select([3, 1])
+        sampler = PlaneSliceSampler(some.index, slices_per_volume=3, seed=0)
+        reader = BatchReader(store.volumes, some, further=[store.embeddings(other)])
+        batch = next(prefetch(reader, sampler, start=0, stop=2, batch_size=2))
+        assert batch.targets.shape == (2, 3, 2, DIM + 4)
+        np.testing.assert_array_equal(batch.targets[..., DIM:], 2 * batch.targets[..., :4])
+        with pytest.raises(RefusedError, match="1 of 4 volumes have no rows of teacher c3c3c3c3c3c3c3c3: v0"):
+            BatchReader(store.volumes, store.embeddings(TEACHER), further=[store.embeddings(other)])

@@ -13,8 +13,9 @@ from m3di.training.distributed import World
 from m3di.training.pretrain import Model, pretrain
 from m3di.training.runtime import memory_named, read_metrics, run_locked
 from m3di.training.steps import Part, Prediction, compute_gradients, keyed_randomness
+from stores import Store
 from stores.errors import DivergedError, LockedError, RefusedError, ResourceError
-from tests.stores.stores import DIM, build
+from tests.stores.stores import DIM, TEACHER, build, captions_of
 
 SIZE = 16
 SETTINGS = [
@@ -278,6 +279,28 @@ def test_held_out_slices_are_retrieved_and_located(store, tmp_path):
     evaluated = [line for line in read_metrics(tmp_path / "metrics.jsonl") if "retrieval" in line]
     assert evaluated[-1]["localisation"]["plane_accuracy"] == summary.localisation.plane_accuracy
     assert set(evaluated[-1]["retrieval"]["recall"]["text"]) == {"1", "5", "10"}
+
+
+def test_two_teachers_of_one_store_teach_together(tmp_path):
+    path, other = build(tmp_path / "store", 10), "c3" * 32
+    with Store(path, writable=True) as rows:
+        for record in rows.records():
+            made = [rows.plane_rows(TEACHER, record.volume, plane)[..., :4] for plane in range(3)]
+            rows.commit_rows(other, record, made, captions_digest=captions_of(record).digest)
+        rows.commit_facts("teacher", other, {"spec": "other", "fingerprint": other})
+    both = 'objective.further_teachers=["other"]'
+    train(path, tmp_path / "whole", both)
+    train(path, tmp_path / "run", both, "pretrain.max_steps=2", "pretrain.schedule=constant")
+    losses = [line for line in read_metrics(tmp_path / "whole" / "metrics.jsonl") if "loss" in line]
+    assert {"image_loss", "text_loss", "image_loss_2", "text_loss_2"} <= losses[-1].keys()
+    found = checkpoint.load(tmp_path / "run", kind="pretrain")
+    assert found.facts["further_teachers"] == [other]
+    assert found.weights("objective")["maps.1.weight"].shape == (4, DIM)
+    train(path, tmp_path / "run", both, resume=True)
+    with pytest.raises(RefusedError, match=r"E_STORE .* was taught by teacher a1a1a1a1a1a1a1a1, c3c3c3c3c3c3c3c3"):
+        train(path, tmp_path / "run", resume=True)
+    with pytest.raises(RefusedError, match="'c3' is the store's current teacher, or there twice"):
+        train(path, tmp_path / "twice", 'objective.further_teachers=["other", "c3"]')
 
 
 def test_metrics_reach_tensorboard(store, tmp_path):

@@ -77,6 +77,15 @@ class EndpointCaptioner:
         """Nothing beside what is shown."""
         return ""
 
+    def require_permission(self) -> None:
+        """Refuse a server that may not be asked; a build does so before its long part.
+
+        Raises:
+            RefusedError: E_NETWORK or E_CONFIG, when the server may not be asked; E_MISSING without `openai`.
+        """
+        api_key(self._endpoint, check_place(self._endpoint))
+        require_openai()
+
     def begin(self, records: Sequence[VolumeRecord], *, report: Report, check: Callable[[], None]) -> None:
         """Refuse a server that may not be asked, and warn of what leaves the machine.
 
@@ -86,13 +95,12 @@ class EndpointCaptioner:
             check: Called while requests are under way; may raise to stop.
 
         Raises:
-            RefusedError: E_NETWORK or E_CONFIG, when the server may not be asked; E_MISSING without `openai`.
+            RefusedError: As `require_permission`.
         """
         self._check = check
         if not records:
             return
-        api_key(self._endpoint, check_place(self._endpoint))
-        require_openai()
+        self.require_permission()
         for code, message in warnings_of(self._endpoint, records):
             report("warning", code=code, message=message)
 

@@ -111,10 +111,10 @@ class _Projection:
         self._store = store
         self._records = records
         self._endpoint = endpoint
-        self._answered = self._slices = self._bytes = 0
+        self._answered = self._repeated = self._slices = self._bytes = 0
         self._known = self._ruled = Tokens()
         self._num_known = 0
-        self._sent: dict[str, str] = {}  # prompts by key: slices that are equal to the last pixel are sent once
+        self._sent: dict[str, str] = {}  # prompts by key: slices that are equal to the last pixel are one request
         stale = {record.volume for record in records}
         for record in store.records():
             counts = [len(record.valid_slices(plane)) for plane in range(3)]
@@ -132,8 +132,10 @@ class _Projection:
                 self._known += used(Reply.from_dict(kept), question, self._endpoint)
                 self._num_known += 1
         following = next_question(self._store, wordings)
-        if following is None or following.key in self._sent:
+        if following is None:
             self._answered += 1
+        elif following.key in self._sent:
+            self._repeated += 1
         else:
             self._sent[following.key] = following.prompt
             self._bytes += len(images.png(following.image))
@@ -150,9 +152,10 @@ class _Projection:
             "volumes": len(self._store.records()),
             "volumes_to_caption": len(self._records),
             "slices": self._slices,
-            "anchors": self._answered + requests,
+            "anchors": self._answered + self._repeated + requests,
             "answered": self._answered,
             "requests": requests,
+            "equal_to_another": self._repeated,
             "leaves": self._leaves(),
             "tokens": asdict(tokens),
             "tokens_from": f"the mean of {self._num_known} answers" if self._num_known else _RULE,

@@ -2,5 +2,6 @@
 
 from m3di.training.objectives.dense import DenseSpec
 from m3di.training.objectives.objective import LocalObjective, PooledObjective
+from m3di.training.objectives.teachers import TeachersObjective
 
-__all__ = ["DenseSpec", "LocalObjective", "PooledObjective"]
+__all__ = ["DenseSpec", "LocalObjective", "PooledObjective", "TeachersObjective"]

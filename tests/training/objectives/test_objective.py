@@ -5,7 +5,7 @@ import torch
 
 from m3di.config import ObjectiveConfig
 from m3di.networks.encoders import EncoderOutput
-from m3di.training.objectives import DenseSpec, LocalObjective, PooledObjective
+from m3di.training.objectives import DenseSpec, LocalObjective, PooledObjective, TeachersObjective
 from stores.errors import RefusedError
 from tests.references import losses as literal
 from tests.training.objectives.rows import embeddings, same_group
@@ -81,6 +81,22 @@ def test_terms_without_weight_have_no_weights_of_their_own():
     assert [name for name, _ in objective.named_parameters()] == ["image.logit_scale"]
     local = LocalObjective(ObjectiveConfig(), 3, 4, None, token_stride=2)
     assert list(local.parameters()) == []
+
+
+def test_several_teachers_weigh_as_much_as_one_and_each_has_its_own_map_and_temperatures():
+    vectors, targets, places = batch(texts=(0, 0, 2, 3, 4, 5))
+    other = embeddings(5)[:, : E - 3]
+    further = torch.nn.functional.normalize(torch.stack([other, other.flip(0)], dim=1), dim=-1)
+    both = TeachersObjective(ObjectiveConfig(text_weight=0.5), [E, E - 3]).double()
+    terms = both(vectors, torch.cat([targets, further], dim=-1), **places)
+    alone = PooledObjective(ObjectiveConfig(text_weight=0.5), E).double()(vectors, targets, **places)
+    second = PooledObjective(ObjectiveConfig(text_weight=0.5), E - 3).double()
+    mapped = vectors @ both.maps[1].weight.T + both.maps[1].bias
+    expected = {name: loss / 2 for name, loss in alone.items()}
+    expected |= {f"{name}_2": loss / 2 for name, loss in second(mapped, further, **places).items()}
+    torch.testing.assert_close(terms, expected)
+    sum(terms.values()).backward()
+    assert not [name for name, parameter in both.named_parameters() if parameter.grad is None]
 
 
 def encoded():
