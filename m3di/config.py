@@ -168,7 +168,8 @@ class ObjectiveConfig:
     `kind` is how the vectors of slices are aligned with the teacher's image and text rows, two terms. `soft` gives
     the share `soft_share` of each row's target to the rows that the teacher finds alike, at `soft_temperature`.
     `transport` moves the share `transport_mass` of a batch, smoothed by `transport_regularisation`, the plan found in
-    `transport_iterations` steps.
+    `transport_iterations` steps. `further_teachers` are those whose rows the store keeps beside the current one's, each
+    by its spec or the beginning of its fingerprint; the vectors are aligned with all of them.
 
     `dense_weight` is that of the teacher's patch features against the tokens at their places, which needs a store
     with `teacher.dense_dim`; `dense_kind` compares them by `cosine`, or against the other patches of the volume
@@ -184,6 +185,7 @@ class ObjectiveConfig:
     transport_regularisation: PositiveFloat = 0.03
     transport_mass: Annotated[float, Gt(0), Le(1)] = 0.95
     transport_iterations: Positive = 100
+    further_teachers: tuple[str, ...] = ()
     dense_weight: Annotated[float, Ge(0)] = 0.0
     dense_kind: Literal["cosine", "infonce"] = "cosine"
     dense_hidden: Annotated[int, Ge(0)] = 0
@@ -199,11 +201,13 @@ class PretrainConfig:
     `gradient_checkpointing` computes the encoder's layers again in the backward pass. `ema_decay`, when not 0, keeps
     a moving average of the weights, which is evaluated, and saved beside them as `ema`. `tensorboard` writes the
     metrics as TensorBoard events too. `random_teacher` allows a store whose teacher was never trained: a control
-    experiment.
+    experiment. `slice_weights` is a file of `m3di captions audit --out`, by which the chance of slices is multiplied;
+    empty for none.
     """
 
     slices_per_volume: Positive = 8
     plane_weights: tuple[Annotated[float, Ge(0)], Annotated[float, Ge(0)], Annotated[float, Ge(0)]] = (1.0, 1.0, 1.0)
+    slice_weights: str = ""
     batch_size: Positive = 32
     accumulation: Positive = 1
     epochs: Positive = 300
@@ -227,18 +231,44 @@ class PretrainConfig:
 
 @dataclasses.dataclass(frozen=True)
 class FinetuneConfig:
-    """Fine-tuning of a network on a task with labels."""
+    """Fine-tuning of a network on a task with labels.
+
+    `options` go to the network's constructor. The encoder learns at `encoder_learning_rate`, by default
+    `encoder_rate_factor` times `learning_rate`; for the first `freeze_fraction` of the steps it does not learn at all
+    (1: a linear probe). `deep_supervision` adds the losses of coarser maps where the network has them.
+
+    `intensity_augmentation` changes gamma, contrast and brightness; `affine_augmentation` turns, scales and shifts a
+    little; `flip_axes` mirrors along axes of the cube (`x`: left and right).
+
+    `ema_decay`, when not 0, keeps a moving average of the weights, which is judged and used in their place. The
+    weights that did best in validation are kept (`keep`), and training ends after `patience` evaluations without a
+    better one (0: never).
+
+    `class_column` names the column of the classes in a table. `class_balance` makes classes count alike: in the loss,
+    or by drawing them equally often.
+    """
 
     batch_size: Positive = 4
     epochs: Positive = 300
     max_steps: Positive | None = None
     learning_rate: PositiveFloat = 1e-4
     encoder_learning_rate: PositiveFloat | None = None
+    encoder_rate_factor: PositiveFloat = 1.0
+    freeze_fraction: Fraction = 0.0
     weight_decay: Annotated[float, Ge(0)] = 0.05
     schedule: Literal["constant", "cosine"] = "cosine"
     warmup_fraction: Fraction = 0.05
     max_gradient_norm: PositiveFloat = 1.0
+    options: dict[str, Any] = dataclasses.field(default_factory=dict)
+    deep_supervision: bool = True
     intensity_augmentation: bool = True
+    affine_augmentation: bool = True
+    flip_axes: tuple[Literal["x", "y", "z"], ...] = ()
+    ema_decay: Annotated[float, Ge(0), Lt(1)] = 0.99
+    keep: Literal["best", "last"] = "best"
+    patience: Annotated[int, Ge(0)] = 10
+    class_column: str = ""
+    class_balance: Literal["none", "loss", "sampling"] = "loss"
     precision: Literal["float32", "bfloat16"] = "float32"
     compile: bool = False
     label_fraction: Annotated[float, Gt(0), Le(1)] = 1.0
@@ -249,10 +279,46 @@ class FinetuneConfig:
 
 @dataclasses.dataclass(frozen=True)
 class SplitConfig:
-    """Subject-wise split of each dataset into training, validation and test (paper, section 3.1)."""
+    """Subject-wise split of each dataset into training, validation and test (paper, section 3.1).
+
+    For fine-tuning only: `own` honours the split that a set brings along; `folds`, when not 0, makes a
+    cross-validation instead, in which `fold` is the test share.
+    """
 
     ratios: tuple[Fraction, Fraction, Fraction] = (0.7, 0.1, 0.2)
     seed: int = 0
+    own: bool = True
+    folds: Annotated[int, Ge(0)] = 0
+    fold: Annotated[int, Ge(0)] = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluateConfig:
+    """Metrics. `tolerance_mm` is how far apart borders may lie for surface Dice."""
+
+    tolerance_mm: Annotated[float, Ge(0)] = 2.0
+
+
+@dataclasses.dataclass(frozen=True)
+class PredictConfig:
+    """Predictions.
+
+    `format` is that of masks: NIfTI, or DICOM SEG for scans that are DICOM. `probabilities` keeps those of every class
+    beside the mask. `overview` draws a picture of every scan.
+
+    `uncertainty` says how far several predictions of one scan disagree: those of its mirror images along
+    `finetune.flip_axes`, as the network was trained with (`flips`), or those of several runs or repeats (`runs`).
+
+    A scan whose cube is over `windows_beyond` times as wide as the widest in training is predicted by windows of the
+    training cubes' median width, which overlap by `overlap` of it.
+    """
+
+    format: Literal["nifti", "dicom-seg"] = "nifti"
+    probabilities: bool = False
+    overview: bool = True
+    uncertainty: Literal["none", "flips", "runs"] = "none"
+    windows_beyond: Annotated[float, Ge(1)] = 1.5
+    overlap: Annotated[float, Ge(0), Le(0.9)] = 0.5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -271,6 +337,8 @@ class Config:
     pretrain: PretrainConfig = dataclasses.field(default_factory=PretrainConfig)
     finetune: FinetuneConfig = dataclasses.field(default_factory=FinetuneConfig)
     split: SplitConfig = dataclasses.field(default_factory=SplitConfig)
+    evaluate: EvaluateConfig = dataclasses.field(default_factory=EvaluateConfig)
+    predict: PredictConfig = dataclasses.field(default_factory=PredictConfig)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the settings as JSON-ready values; `validate` reads them back."""
@@ -280,6 +348,7 @@ class Config:
 def load_config(
     *,
     preset: str = "default",
+    defaults: Mapping[str, Any] | None = None,
     base: Mapping[str, Any] | None = None,
     files: Sequence[Path] = (),
     settings: Sequence[str] = (),
@@ -289,6 +358,7 @@ def load_config(
 
     Args:
         preset: `default`, `paper`, `author` or `smoke`.
+        defaults: Settings below the preset, such as those of a task.
         base: Settings over the preset, such as those of a working directory.
         files: TOML files over them, later ones win.
         settings: `a.b=value` texts, which win over the files; values are TOML, or plain text.
@@ -299,7 +369,8 @@ def load_config(
     """
     if preset not in PRESETS:
         raise RefusedError("E_CONFIG", f"no preset {preset!r}", hint=f"use one of {', '.join(PRESETS)}")
-    layers = [_parse((resources.files("m3di.presets") / f"{preset}.toml").read_text(), f"preset {preset}")]
+    layers = [dict(defaults or {})]
+    layers.append(_parse((resources.files("m3di.presets") / f"{preset}.toml").read_text(), f"preset {preset}"))
     layers.append(dict(base or {}))
     layers += [_parse(_read(file), str(file)) for file in files]
     layers += [_setting(setting) for setting in settings]

@@ -1,40 +1,76 @@
 """`m3di finetune`."""
 
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from statistics import mean, stdev
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from cli.options import Common, DataOption, RunOption, data_path, new_run
-from cli.output import facts_table
+from cli.output import facts_table, table
+
+if TYPE_CHECKING:
+    from m3di.training.finetune import FinetuneSummary
+
+QUARANTINED = 3
+TASKS = "chaos, chaos-mr, mmwhs, mmwhs-mr, oasis-seg, oasis-ad, msd, labelled, table"
 
 
 def finetune(
     common: Common,
-    task: Annotated[str, typer.Option(help="the task: msd")],
+    task: Annotated[str, typer.Option(help=f"the task: {TASKS}")],
     data: DataOption = None,
     run: RunOption = None,
     network: Annotated[
-        str | None, typer.Option(help="vit, unetr, swin_unetr, nnformer [the one that fits the encoder]")
+        str | None,
+        typer.Option(help="its name, such as nnformer; m3di doctor lists them [the one that fits the encoder]"),
     ] = None,
-    init: Annotated[Path | None, typer.Option(help="a pretraining run to start from [else from scratch]")] = None,
+    init: Annotated[
+        str | None,
+        typer.Option(
+            metavar="RUN|FILE", help="a pretraining run, a .safetensors file or FAMILY:PATH [else from scratch]"
+        ),
+    ] = None,
     label_fraction: Annotated[float | None, typer.Option(help="share of the training subjects to use")] = None,
+    repeats: Annotated[int, typer.Option(help="runs, with seeds one after the other")] = 1,
     max_steps: Annotated[int | None, typer.Option(help="length in steps, instead of epochs")] = None,
     epochs: Annotated[int | None, typer.Option(help="length in epochs")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="continue the run from its last checkpoint")] = False,
 ) -> None:
-    """Train a segmentation network on a task, from scratch or from a pretrained encoder."""
+    """Train a network on a task, from scratch or from a pretrained encoder."""
+    from m3di.tasks.registry import declared
     from m3di.training.finetune import finetune as train
+    from m3di.training.repeats import repeat
 
     output = common.output
+    declaration = declared(task)
     config = common.load_config(
-        finetune__label_fraction=label_fraction, finetune__max_steps=max_steps, finetune__epochs=epochs
-    )
-    path = new_run(run, f"finetune-{task}")
-    summary = train(
-        task, data_path(data, task), path, config,
-        network=network, init=init, device=common.device, resume=resume, report=output.event,
+        defaults=declaration.settings,
+        finetune__label_fraction=label_fraction, finetune__max_steps=max_steps, finetune__epochs=epochs,
     )  # fmt: skip
-    facts = {name.replace("_", " "): value for name, value in asdict(summary).items()}
-    output.result("finetune", asdict(summary), facts_table(facts))
+    path, source = new_run(run, f"finetune-{task}"), data_path(data, declaration.folder)
+    one = partial(
+        train, task, source, network=network, init=init, cubes_folder=path.parent / ".data", device=common.device,
+        resume=resume, report=output.event,
+    )  # fmt: skip
+    runs = repeat(path, config, repeats, one)
+    if repeats == 1:
+        (summary,) = runs
+        facts = {name.replace("_", " "): value for name, value in asdict(summary).items()}
+        output.result("finetune", asdict(summary), facts_table(facts))
+    else:
+        shown = {"run": path, "repeats": [asdict(summary) for summary in runs]}
+        output.result("finetune", shown, *_repeats_table(path, runs))
+    if any(summary.num_quarantined for summary in runs):
+        raise typer.Exit(QUARANTINED)
+
+
+def _repeats_table(run: Path, runs: "list[FinetuneSummary]") -> list[object]:
+    rows = [(one.run.name, one.samples_seen, "" if one.best is None else f"{one.best:.4f}") for one in runs]
+    best = [one.best for one in runs if one.best is not None]
+    lines = [f"{len(runs)} runs in {run}"]
+    if len(best) > 1:
+        lines.append(f"best validation score {mean(best):.4f}, standard deviation {stdev(best):.4f}")
+    return [table(("repeat", "volumes seen", "best validation"), rows), *lines]

@@ -1,6 +1,7 @@
 """The update: AdamW, its rate from the clock, and the refusal to step on what is not finite."""
 
 import math
+import sys
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -28,11 +29,17 @@ def adamw(modules: Iterable[tuple[nn.Module, float]], *, weight_decay: float) ->
 
 
 def load_state(optimizer: Optimizer, state: dict[str, Any]) -> None:
-    """Continue with the state of a checkpoint, at the rates and decays that are set now."""
+    """Continue with the state of a checkpoint, at the rates and decays that are set now.
+
+    Names in it become the very strings that new state gets: a pickle tells equal strings from the same one, and
+    weights that are let go after a resume would else be saved in other bytes than without it.
+    """
     kept = [{name: group[name] for name in ("base_rate", "weight_decay")} for group in optimizer.param_groups]
     optimizer.load_state_dict(state)
     for group, settings in zip(optimizer.param_groups, kept, strict=True):
         group.update(settings)
+    for parameter, values in optimizer.state.items():
+        optimizer.state[parameter] = {sys.intern(name): value for name, value in values.items()}
 
 
 def set_rate(optimizer: Optimizer, samples_seen: int, total: int, settings: PretrainConfig | FinetuneConfig) -> float:

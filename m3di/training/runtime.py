@@ -18,6 +18,7 @@ from stores.errors import LockedError, RefusedError, ResourceError
 
 METRICS: Final = "metrics.jsonl"
 LOCK: Final = "run.lock"
+PRETRAINING_HINT: Final = "raise pretrain.accumulation, or set pretrain.gradient_checkpointing=true; then --resume"
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
 
@@ -79,8 +80,11 @@ def peak_memory_gib(device: torch.device) -> float:
 
 
 @contextmanager
-def memory_named() -> Iterator[None]:
+def memory_named(hint: str = PRETRAINING_HINT) -> Iterator[None]:
     """Turn torch's errors of memory, which have no class of their own on the CPU, into E_MEMORY.
+
+    Args:
+        hint: What to do about it.
 
     Raises:
         ResourceError: E_MEMORY.
@@ -90,7 +94,6 @@ def memory_named() -> Iterator[None]:
     except RuntimeError as error:
         if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
             raise
-        hint = "raise pretrain.accumulation, or set pretrain.gradient_checkpointing=true; then --resume"
         raise ResourceError("E_MEMORY", str(error).splitlines()[0], hint=hint) from error
 
 

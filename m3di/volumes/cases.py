@@ -45,6 +45,7 @@ class LabelMap:
         codes: (first, last, class) ranges of stored values; empty when stored values are class values.
         drawn_on: Folder of the DICOM series that the PNG masks belong to.
         rivals: Other files that could be the label map just as well; with any, the label map is refused.
+        ignored: Class values of voxels that nobody labelled.
     """
 
     path: Path
@@ -52,6 +53,7 @@ class LabelMap:
     codes: tuple[tuple[int, int, int], ...] = ()
     drawn_on: Path | None = None
     rivals: tuple[Path, ...] = ()
+    ignored: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

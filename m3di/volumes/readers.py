@@ -163,9 +163,18 @@ def write_mask(path: Path, mask: npt.NDArray[np.uint8], *, like: Geometry) -> No
         mask: Along the scan's own axes (i, j, k).
         like: The scan's grid.
     """
-    if mask.shape != like.shape:
-        raise ValueError(f"mask {mask.shape} does not fit the scan {like.shape}")
-    image = sitk.GetImageFromArray(np.ascontiguousarray(mask.T))  # SimpleITK's arrays are (k, j, i)
+    _write_nifti(path, mask, like)
+
+
+def write_map(path: Path, values: npt.NDArray[np.float32], *, like: Geometry) -> None:
+    """Write numbers, for example probabilities, as `write_mask` does a label map."""
+    _write_nifti(path, values, like)
+
+
+def _write_nifti(path: Path, array: Array, like: Geometry) -> None:
+    if array.shape != like.shape:
+        raise ValueError(f"an array {array.shape} does not fit the scan {like.shape}")
+    image = sitk.GetImageFromArray(np.ascontiguousarray(array.T))  # SimpleITK's arrays are (k, j, i)
     affine = LPS_TO_RAS @ like.affine
     image.SetSpacing(like.spacing_mm)
     image.SetOrigin(affine[:3, 3].tolist())

@@ -153,17 +153,34 @@ def restore(scores: Floats, chain: CubeChain) -> Iterator[tuple[slice, Floats]]:
     Yields:
         A range of canonical z, and the scores (c, x, y, s) of those slices along the canonical axes of the scan.
     """
-    weights = [_inverse_weights(chain, axis) for axis in range(3)]
     per_slice = len(scores) * chain.canonical_shape[0] * chain.canonical_shape[1]
     step = max(1, 8 * SLAB_VOXELS // per_slice)
-    planes = scores.transpose(0, 3, 2, 1)
+    back = Restorer(scores, chain)
     for start in range(0, chain.canonical_shape[2], step):
         rows = slice(start, min(start + step, chain.canonical_shape[2]))
+        yield rows, back.slices(rows)
+
+
+class Restorer:
+    """Resamples scores of a cube to any slices of the scanner's own grid.
+
+    Args:
+        scores: (c, x, y, z) on the cube, for example class probabilities.
+        chain: The cube's chain.
+    """
+
+    def __init__(self, scores: Floats, chain: CubeChain) -> None:
+        self._planes = scores.transpose(0, 3, 2, 1)
+        self._weights = [_inverse_weights(chain, axis) for axis in range(3)]
+
+    def slices(self, rows: slice) -> Floats:
+        """The scores (c, x, y, s) of a range of canonical z, along the canonical axes of the scan."""
+        x, y, z = self._weights
         parts = []
-        for score in planes:
-            thin = np.tensordot(weights[2].matrix[rows], score, axes=1)
-            parts.append(weights[0].along_last(weights[1].along_middle(thin)).transpose(2, 1, 0))
-        yield rows, np.stack(parts)
+        for score in self._planes:
+            thin = np.tensordot(z.matrix[rows], score, axes=1)
+            parts.append(x.along_last(y.along_middle(thin)).transpose(2, 1, 0))
+        return np.stack(parts)
 
 
 def _inverse_weights(chain: CubeChain, axis: int) -> AxisWeights:

@@ -16,6 +16,7 @@ from stores.errors import RefusedError
 MANIFEST: Final = "dataset.json"
 MAX_NAME: Final = 200
 VALUE: Final = re.compile(r"[0-9]{1,3}")
+IGNORE: Final = "ignore"
 
 
 def matches(root: Path) -> bool:
@@ -55,9 +56,16 @@ def label_names(manifest: dict[str, Any]) -> dict[int, str]:
             if not VALUE.fullmatch(str(number)) or int(number) > 255:
                 message = f"label {str(name)[:40]!r} in {MANIFEST} has the value {str(number)[:40]!r}"
                 raise RefusedError("E_MANIFEST", message, hint="label values are whole numbers from 0 to 255")
-            if int(number) and str(name) != "ignore" and len(values) < size.get(int(number), 256):
+            if int(number) and str(name) != IGNORE and len(values) < size.get(int(number), 256):
                 names[int(number)], size[int(number)] = str(name), len(values)
     return dict(sorted(names.items()))
+
+
+def ignored_values(manifest: dict[str, Any]) -> tuple[int, ...]:
+    """The value of voxels that nobody labelled, which nnU-Net names `ignore`; to be asked after `label_names`."""
+    labels = mapping(manifest, "labels").items()
+    found = {value if key == IGNORE else key for key, value in labels if IGNORE in (key, value)}
+    return tuple(sorted(int(value) for value in found if VALUE.fullmatch(str(value))))
 
 
 def dataset_name(manifest: dict[str, Any], folder: Path) -> str:
@@ -90,7 +98,7 @@ def _cases(folder: Path) -> list[Case]:
     name = dataset_name(manifest, folder)
     channels = " ".join(str(value) for value in mapping(manifest, "modality").values())
     modality, sequence = modality_of(channels), sequence_of(channels)
-    names = label_names(manifest)
+    names, ignored = label_names(manifest), ignored_values(manifest)
     entries = manifest.get("training")
     if not isinstance(entries, list):
         message = f"{folder.name}/{MANIFEST} has no list 'training'"
@@ -101,7 +109,8 @@ def _cases(folder: Path) -> list[Case]:
         listed = entry if isinstance(entry, dict) else {"image": entry}
         # Links are `discover`'s affair: it knows whether they may lead out of the folder.
         image = inside(folder, listed.get("image"), links=True)
-        label = LabelMap(inside(folder, listed["label"], links=True), names) if listed.get("label") else None
+        path = inside(folder, listed["label"], links=True) if listed.get("label") else None
+        label = LabelMap(path, names, ignored=ignored) if path else None
         stem = stem_of(image)
         part = body_part_of(f"{name} {folder.resolve().name}")
         found.append(

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from m3di.volumes.cases import Case, LabelMap, body_part_of, modality_of, safe_id, sequence_of
-from m3di.volumes.layouts.msd import MANIFEST, dataset_name, datasets, label_names, mapping
+from m3di.volumes.layouts.msd import MANIFEST, dataset_name, datasets, ignored_values, label_names, mapping
 from m3di.volumes.layouts.names import is_scan, stem_of, subject_of
 from m3di.volumes.manifests import read_json
 
@@ -30,7 +30,7 @@ def cases(root: Path) -> list[Case]:
 def _cases(folder: Path) -> list[Case]:
     manifest = read_json(folder / MANIFEST)
     channels = mapping(manifest, "channel_names") or mapping(manifest, "modality")
-    names = label_names(manifest)
+    names, ignored = label_names(manifest), ignored_values(manifest)
     ending = str(manifest.get("file_ending", ""))
     dataset = dataset_name(manifest, folder)
     labelled = any(is_scan(path) for path in (folder / "labelsTr").glob("*"))
@@ -42,7 +42,7 @@ def _cases(folder: Path) -> list[Case]:
             modality=modality_of(str(channels.get(str(int(channel)), ""))),
             body_part=body_part_of(f"{dataset} {folder.resolve().name}"),
             image=path,
-            label=LabelMap(_label(path, case), names) if labelled else None,
+            label=LabelMap(_label(path, case), names, ignored=ignored) if labelled else None,
             root=folder,
             sequence=sequence_of(str(channels.get(str(int(channel)), ""))),
         )

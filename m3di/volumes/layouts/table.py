@@ -1,10 +1,12 @@
 """A CSV or TSV manifest: a line a scan, with whatever its columns tell.
 
-Columns: `image` (required; a path below the manifest's folder), `id`, `label`, `subject`, `modality`, `sequence`,
-`body_part`, `dataset`, and `group`, `cdr`, `diagnosis` for tasks. Other columns are left alone.
+Columns: `image` (required, may be called `file` or `path`; a path below the manifest's folder), `id`, `label`,
+`subject`, `modality`, `sequence`, `body_part`, `dataset`, and `group`, `cdr`, `diagnosis` for
+tasks. Other columns are left alone.
 """
 
 from pathlib import Path
+from typing import Final
 
 from m3di.volumes.cases import (
     ATTRIBUTES,
@@ -21,19 +23,34 @@ from m3di.volumes.layouts.names import is_scan, stem_of, subject_of
 from m3di.volumes.manifests import inside, read_table
 from stores.errors import RefusedError
 
+IMAGES: Final = ("image", "file", "path")
+COLUMNS: Final = (*IMAGES, "id", "label", "subject", "modality", "sequence", "body_part", "dataset", *ATTRIBUTES)
+
 
 def matches(root: Path) -> bool:
     """Whether this is a table."""
     return root.is_file() and root.suffix.lower() in (".csv", ".tsv")
 
 
+def has_images(root: Path) -> bool:
+    """Whether this is a table of scans, and no other table that lies beside them."""
+    return matches(root) and bool(image_column(read_table(root)))
+
+
+def image_column(rows: list[dict[str, str]]) -> str:
+    """The column of the scans' paths, in small letters; empty when there is none."""
+    present = {name.lower() for name in rows[0]} if rows else set()
+    return next((name for name in IMAGES if name in present), "")
+
+
 def cases(root: Path) -> list[Case]:
     """The scans that the table lists, in its order."""
     rows = [{name.lower(): value for name, value in row.items()} for row in read_table(root)]
-    if rows and "image" not in rows[0]:
+    column = image_column(rows)
+    if rows and not column:
         message = f"{root.name} has no column 'image' (it has: {', '.join(rows[0])})"
         raise RefusedError("E_MANIFEST", message, hint="name the column of the scans' paths 'image'")
-    return [_case(row, root) for row in rows]
+    return [_case(row | {"image": row[column]}, root) for row in rows]
 
 
 def _case(row: dict[str, str], root: Path) -> Case:

@@ -1,0 +1,219 @@
+"""Which way of pretraining gives the better encoder: retrieval of slices, and segmentation with few labels.
+
+    python benchmarks/pretraining.py run OUT --data DATA [--seeds 3] [--workers 2]
+    python benchmarks/pretraining.py table OUT
+
+`run` builds a store of DATA/msd_hippocampus and DATA/acdc_ed at 48^3 with dense rows, then pretrains a small ViT in
+each of `ARMS` and fine-tunes it on 5 and on 15 labelled hippocampus cases. Every cell is a command line of m3di in a
+folder of its own below OUT; finished ones are left alone, so a stopped `run` goes on where it was. `table` prints
+what is finished: retrieval among the slices of held-out subjects, and Dice of the same 40 test subjects, who were
+neither pretrained nor trained on, as means over cases and seeds with their difference to no pretraining.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+SIZES = """
+[volumes]
+cube_size = 48
+[storage]
+wait_s = 600
+[encoder]
+name = "vit"
+[encoder.options]
+patch_size = 8
+hidden_size = 128
+mlp_dim = 512
+num_layers = 4
+num_heads = 4
+[psat]
+width = 128
+num_queries = 32
+num_heads = 4
+[pretrain]
+batch_size = 16
+max_steps = 200
+learning_rate = 5e-4
+warmup_fraction = 0.1
+checkpoint_every = 1000
+evaluate_every = 20
+log_every = 10
+[finetune]
+batch_size = 2
+max_steps = 300
+learning_rate = 1e-3
+checkpoint_every = 1000
+evaluate_every = 1000
+log_every = 50
+"""
+ARMS: dict[str, tuple[str, ...]] = {
+    "none": (),
+    "infonce": ("pretrain.slices_per_volume=8",),
+    "dense": ("objective.dense_weight=1", "objective.image_weight=0", "objective.text_weight=0"),
+    "dense + light infonce": (
+        "objective.dense_weight=1", "objective.image_weight=0.03", "objective.text_weight=0.03",
+    ),
+    "dense + reconstruction": (
+        "objective.dense_weight=1", "objective.image_weight=0", "objective.text_weight=0",
+        "objective.reconstruction_weight=1",
+    ),
+    "infonce, K = 1": ("pretrain.slices_per_volume=1",),
+    "infonce + dense": ("objective.dense_weight=1",),
+    "Ex1: linear": ("psat.mode=linear",),
+    "Ex2: no position": ("psat.mode=no_position",),
+    "infonce + dense + reconstruction": ("objective.dense_weight=1", "objective.reconstruction_weight=1"),
+    "soft": ("objective.kind=soft",),
+    "sigmoid": ("objective.kind=sigmoid",),
+    "transport": ("objective.kind=transport",),
+}  # fmt: skip
+RETRIEVAL_ONLY = ("infonce, K = 1", "Ex1: linear", "Ex2: no position")
+LABELS = {5: 0.036, 15: 0.107}  # labelled cases -> share of the 140 training subjects
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Command lines that end with a file, in a folder of their own."""
+
+    folder: Path
+    result: Path
+    commands: tuple[tuple[str, ...], ...]
+
+
+def cells(out: Path, data: Path, seed: int, arm: str) -> Iterator[Cell]:
+    """Pretraining, then fine-tuning for each number of labels."""
+    common = ("--config", str(out / "sizes.toml"), "--seed", str(seed), "--device", "cpu", "--quiet")
+    encoder = folder_of(out, arm, seed)
+    if arm != "none":
+        settings = tuple(part for setting in ARMS[arm] for part in ("--set", setting))
+        command = ("pretrain", "--store", str(out / "store"), "--run", str(encoder), *common, *settings)
+        yield Cell(encoder, encoder / "checkpoints", (command,))
+    for labels, fraction in LABELS.items():
+        if arm in RETRIEVAL_ONLY:
+            continue
+        run = encoder.with_name(f"{encoder.name}-labels{labels}")
+        start = ("--init", str(encoder)) if arm != "none" else ()
+        train = ("finetune", "--task", "msd", "--data", str(data / "msd_hippocampus"), "--run", str(run))
+        yield Cell(
+            run,
+            run / "evaluation.json",
+            (
+                (*train, *common, *start, "--label-fraction", str(fraction)),
+                ("evaluate", "--run", str(run), "--quiet"),
+            ),
+        )
+
+
+def folder_of(out: Path, arm: str, seed: int) -> Path:
+    """Where an arm's pretraining run is."""
+    words = "".join(letter if letter.isalnum() else "-" for letter in arm.lower())
+    return out / "runs" / f"{'-'.join(filter(None, words.split('-')))}-seed{seed}"
+
+
+def fill(cell: Cell) -> None:
+    """Run a cell's commands, unless its result is there."""
+    if cell.result.exists():
+        return
+    shutil.rmtree(cell.folder, ignore_errors=True)
+    for command in cell.commands:
+        subprocess.run([sys.executable, "-m", "cli", *command], check=True, stdout=subprocess.DEVNULL)
+    print(cell.folder.name, flush=True)
+
+
+def run(out: Path, data: Path, *, seeds: int, workers: int) -> None:
+    """Fill all cells, the first seed of every arm first."""
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "sizes.toml").write_text(SIZES)
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    sets = [str(data / "msd_hippocampus"), str(data / "acdc_ed")]
+    build = ("build-store", *sets, "--store", str(out / "store"), "--set", "volumes.cube_size=48", "--slice-stride")
+    subprocess.run([sys.executable, "-m", "cli", *build, "3", "--set", "teacher.dense_dim=48", "-q"], check=True)
+
+    def chain(job: tuple[int, str]) -> None:
+        for cell in cells(out, data, *job):
+            fill(cell)
+
+    with ThreadPoolExecutor(workers) as pool:
+        list(pool.map(chain, [(seed, arm) for seed in range(seeds) for arm in ARMS]))
+
+
+def table(out: Path) -> None:
+    """Print what is finished."""
+    seeds = range(100)
+    print("arm                               seeds  image R@1 R@10  text R@1 R@10  place error   labels 5      15")
+    for arm in ARMS:
+        looks = [curve[-1] for seed in seeds if (curve := learning_curve(folder_of(out, arm, seed)))]
+        line = f"{arm:34s} {len(looks):4d}"
+        if looks:
+            line += "".join(
+                f"  {np.mean([look['retrieval']['recall'][kind][k] for look in looks]):9.1%}"
+                for kind in ("image", "text")
+                for k in ("1", "10")
+            )
+            line += f" {np.mean([look['localisation']['position_error'] for look in looks]):8.4f}"
+        for labels in LABELS:
+            line += "  " + gain(out, arm, labels)
+        print(line)
+    for arm in ("infonce", "infonce, K = 1"):
+        for seed in seeds:
+            curve = learning_curve(folder_of(out, arm, seed))
+            points = [f"{look['samples_seen']}: {look['retrieval']['recall']['image']['10']:.1%}" for look in curve]
+            if points:
+                print(f"{arm}, seed {seed}, image recall at 10 by samples: {', '.join(points)}")
+
+
+def gain(out: Path, arm: str, labels: int) -> str:
+    """Mean Dice of an arm and, in points, what it gains over no pretraining on the same cases and seeds."""
+    both = [
+        (own, base)
+        for seed in range(100)
+        if (own := dice_of(folder_of(out, arm, seed), labels)) is not None
+        and (base := dice_of(folder_of(out, "none", seed), labels)) is not None
+    ]
+    if not both:
+        return "-"
+    own, base = np.array(both).transpose(1, 0, 2)
+    return f"{own.mean():.3f} ({100 * (own - base).mean():+.1f}, n {len(both)})"
+
+
+def learning_curve(folder: Path) -> list[dict]:
+    """What a run's metrics say about held-out subjects."""
+    path = folder / "metrics.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    return [line for line in lines if "retrieval" in line] if (folder / "checkpoints").exists() else []
+
+
+def dice_of(folder: Path, labels: int) -> list[float] | None:
+    """Mean Dice over classes of each test case."""
+    path = folder.with_name(f"{folder.name}-labels{labels}") / "evaluation.json"
+    if not path.exists():
+        return None
+    return [float(np.nanmean(list(case["dice"].values()))) for case in json.loads(path.read_text())["cases"]]
+
+
+def main() -> None:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("command", choices=("run", "table"))
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--data", type=Path)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--workers", type=int, default=2)
+    arguments = parser.parse_args()
+    if arguments.command == "table":
+        table(arguments.out)
+    else:
+        run(arguments.out, arguments.data, seeds=arguments.seeds, workers=arguments.workers)
+
+
+if __name__ == "__main__":
+    main()
