@@ -1,6 +1,6 @@
 """Which way of pretraining gives the better encoder: retrieval of slices, and segmentation with few labels.
 
-    python benchmarks/pretraining.py run OUT --data DATA [--seeds 3] [--workers 2]
+    python benchmarks/pretraining.py run OUT --data DATA [--seeds 3] [--workers 2] [--arms NAME ...]
     python benchmarks/pretraining.py table OUT
 
 `run` builds a store of DATA/msd_hippocampus and DATA/acdc_ed at 48^3 with dense rows, then pretrains a small ViT in
@@ -129,8 +129,8 @@ def fill(cell: Cell) -> None:
     print(cell.folder.name, flush=True)
 
 
-def run(out: Path, data: Path, *, seeds: int, workers: int) -> None:
-    """Fill all cells, the first seed of every arm first."""
+def run(out: Path, data: Path, *, arms: list[str], seeds: int, workers: int) -> None:
+    """Fill the cells of some arms, the first seed of every arm first."""
     out.mkdir(parents=True, exist_ok=True)
     (out / "sizes.toml").write_text(SIZES)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -143,7 +143,7 @@ def run(out: Path, data: Path, *, seeds: int, workers: int) -> None:
             fill(cell)
 
     with ThreadPoolExecutor(workers) as pool:
-        list(pool.map(chain, [(seed, arm) for seed in range(seeds) for arm in ARMS]))
+        list(pool.map(chain, [(seed, arm) for seed in range(seeds) for arm in arms]))
 
 
 def table(out: Path) -> None:
@@ -206,13 +206,14 @@ def main() -> None:
     parser.add_argument("command", choices=("run", "table"))
     parser.add_argument("out", type=Path)
     parser.add_argument("--data", type=Path)
+    parser.add_argument("--arms", nargs="*", choices=list(ARMS), default=list(ARMS))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--workers", type=int, default=2)
     arguments = parser.parse_args()
     if arguments.command == "table":
         table(arguments.out)
     else:
-        run(arguments.out, arguments.data, seeds=arguments.seeds, workers=arguments.workers)
+        run(arguments.out, arguments.data, arms=arguments.arms, seeds=arguments.seeds, workers=arguments.workers)
 
 
 if __name__ == "__main__":

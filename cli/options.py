@@ -4,7 +4,7 @@ import functools
 import inspect
 import os
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from datetime import datetime
 from pathlib import Path
@@ -41,10 +41,11 @@ class Common:
         """Where this command's output goes."""
         return Output(json=self.json, quiet=self.quiet, verbose=self.verbose)
 
-    def load_config(self, **overrides: Any) -> "Config":
-        """Resolve the settings: preset, m3di.toml, --config, --set, then the command's own options.
+    def load_config(self, *, defaults: Mapping[str, Any] | None = None, **overrides: Any) -> "Config":
+        """Resolve the settings: defaults, preset, m3di.toml, --config, --set, then the command's own options.
 
         Args:
+            defaults: Settings below the preset, such as those of a task.
             overrides: Values of the command's own options by dotted name, with `__` for the dot; None is not given.
         """
         from m3di.config import load_config
@@ -53,6 +54,7 @@ class Common:
         pairs = [(name.replace("__", "."), value) for name, value in overrides.items()]
         return load_config(
             preset=self.preset,
+            defaults=defaults,
             files=[self.config] if self.config else [],
             settings=self.set or [],
             overrides=[*pairs, ("seed", self.seed)],
@@ -116,6 +118,11 @@ def data_path(given: Path | None, task: str) -> Path:
         hint = f"give --data DIR, or set M3DI_DATA to a folder that holds {task}/"
         raise RefusedError("E_MISSING", f"no data for task {task!r}", hint=hint)
     return root / task
+
+
+def data_root(given: Path | None) -> Path | None:
+    """The folder that holds several datasets: --data, M3DI_DATA, or m3di.toml's `data`; None when nothing says."""
+    return given or _place("data", "M3DI_DATA")
 
 
 def source_paths(given: list[Path] | None) -> list[Path]:

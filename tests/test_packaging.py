@@ -20,6 +20,8 @@ def test_the_wheel_holds_exactly_the_three_packages(tmp_path):
         "m3di/presets/paper.toml",
         "m3di/demo/demo.toml",
         "m3di/report/templates/page.html",
+        "m3di/reproduce/published.toml",
+        "m3di/reproduce/scales/small.toml",
         "stores/FORMAT.md",
     ):
         assert needed in names
@@ -29,11 +31,12 @@ def test_no_store_file_imports_torch_and_help_imports_nothing_heavy():
     heavy = ("torch", "monai", "open_clip", "SimpleITK", "zarr", "lmdb")
     code = (
         "import sys; from cli.app import run; "
-        "codes = [run(['--help']), run(['pretrain', '--help']), run(['build-store', '--help'])]; "
+        "codes = [run(['--help']), run(['pretrain', '--help']), run(['build-store', '--help']), "
+        "run(['reproduce', '--help'])]; "
         f"print(codes, [name for name in {heavy} if name in sys.modules], file=sys.stderr)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stderr.strip() == "[0, 0, 0] []"
+    assert done.stderr.strip() == "[0, 0, 0, 0] []"
     assert "Example: m3di pretrain" in done.stdout
     code = "import sys, stores.store, stores.verification; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

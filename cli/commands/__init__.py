@@ -15,6 +15,7 @@ from cli.commands.merge import merge
 from cli.commands.predict import predict
 from cli.commands.pretrain import pretrain
 from cli.commands.query import query
+from cli.commands.reproduce import reproduce
 from cli.commands.verify import verify
 
 TABLE: dict[str, tuple[Callable[..., None], str]] = {
@@ -29,6 +30,7 @@ TABLE: dict[str, tuple[Callable[..., None], str]] = {
     "predict": (predict, "m3di predict scan.nii.gz --run runs/first-msd --out masks"),
     "evaluate": (evaluate, "m3di evaluate --run runs/first-msd"),
     "query": (query, 'm3di query "slice through the liver" --top 5'),
+    "reproduce": (reproduce, "m3di reproduce table1 --scale small --data datasets --out results --workers 2"),
     "demo": (demo, "m3di demo --out m3di-demo"),
     "doctor": (doctor, "m3di doctor"),
 }
