@@ -4,7 +4,7 @@ Each stage commits item by item and skips what is up to date, so a rerun continu
 """
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from m3di.captions.identity import captioner_fingerprint
 from m3di.captions.registry import captioner_of
 from m3di.captions.stage import caption_volumes
 from m3di.config import Config
-from m3di.events import Report
+from m3di.events import Check, Report
 from m3di.signals import stop_on_signals
 from m3di.volumes.cases import Case, safe_id
 from m3di.volumes.layouts import Dataset, survey
@@ -88,7 +88,7 @@ def build_store(
         captioner = captioner_of(config, store)
         described = caption_volumes(store, captioner, cases, config, report=report, check=stop.raise_if_set)
         captions = captioner_fingerprint(captioner, config)
-        teacher = ensure_teacher(store, captions, config, device=device, report=report)
+        teacher = ensure_teacher(store, captions, config, device=device, report=report, check=stop.raise_if_set)
         embedded = embed_volumes(store, teacher, captions, device=device, report=report, check=stop.raise_if_set)
         return BuildSummary(
             store=path,
@@ -135,7 +135,7 @@ def commit_volumes(
     workers: int | None,
     strict: bool,
     report: Report,
-    check: Callable[[], None],
+    check: Check,
 ) -> tuple[int, int]:
     """Build and commit the volumes that are not up to date, in the order of the cases.
 

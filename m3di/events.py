@@ -1,6 +1,9 @@
 """How long work tells its caller what happens: plain events, which the command line shows or prints as JSON."""
 
+from collections.abc import Callable
 from typing import Protocol, runtime_checkable
+
+Check = Callable[[], None]  # called between pieces of long work; raises when it is to stop
 
 
 @runtime_checkable
@@ -13,3 +16,7 @@ class Report(Protocol):
 
 def ignore(event: str, /, **facts: object) -> None:
     """Report to nobody."""
+
+
+def go_on() -> None:
+    """The `Check` of work that nobody stops."""

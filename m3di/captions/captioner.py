@@ -1,14 +1,14 @@
 """The seam between the store and whoever writes captions: what they are shown, and what they give back."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import UInt8
 
-from m3di.events import Report
+from m3di.events import Check, Report
 from stores.errors import CaseError
 from stores.geometry import PLANES
 from stores.records import VolumeRecord
@@ -171,7 +171,7 @@ class Asking(Protocol):
     def require_permission(self) -> None:
         """Refuse settings by which nothing may be asked; sends nothing."""
 
-    def begin(self, records: Sequence[VolumeRecord], *, report: Report, check: Callable[[], None]) -> None:
+    def begin(self, records: Sequence[VolumeRecord], *, report: Report, check: Check) -> None:
         """Refuse or warn before anything is asked about these volumes; `check` may later stop a volume midway."""
 
     def summary(self) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """The build's captions: a captioner is shown each volume, and what it writes is kept. Needs no torch."""
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from m3di.captions.captioner import SOURCES, Asking, Captioner, ShownPlane, Show
 from m3di.captions.identity import Structures, captioner_fingerprint, captions_of, described, structure_names
 from m3di.captions.registry import captioner_of
 from m3di.config import Config
-from m3di.events import Report
+from m3di.events import Check, Report
 from m3di.signals import stop_on_signals
 from m3di.storage import open_for_writing
 from m3di.volumes.cases import Case
@@ -29,7 +29,7 @@ def caption_volumes(
     config: Config,
     *,
     report: Report,
-    check: Callable[[], None],
+    check: Check,
 ) -> int:
     """Caption the volumes whose captions are not up to date; returns how many."""
     structures = structure_names(cases) if config.captions.structures else {}

@@ -1,6 +1,6 @@
 """A task's cubes and their labels: built once by the store's own code, keyed by digest, shared by runs and tasks."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -10,7 +10,7 @@ import torch
 
 from m3di.build import commit_volumes
 from m3di.config import SplitConfig
-from m3di.events import Report
+from m3di.events import Check, Report, go_on
 from m3di.tasks.split import SHARES, Share, complete, fold_of, nested_part, share_of, split_subjects
 from m3di.tasks.task import Kind, Task
 from m3di.types import Float, Int64, Tensor
@@ -96,7 +96,7 @@ def prepare_task(
     *,
     workers: int | None = None,
     report: Report,
-    check: Callable[[], None] = lambda: None,
+    check: Check = go_on,
 ) -> tuple[Path, int]:
     """Build, or bring up to date, the store of a task's cubes; returns its path and how many cases were refused.
 

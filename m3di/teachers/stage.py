@@ -1,6 +1,5 @@
 """The build's second half: a teacher fitted to the slices and their captions and frozen, and its embeddings."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from m3di.captions.identity import captioner_fingerprint
 from m3di.captions.registry import captioner_of
 from m3di.captions.stage import slice_images
 from m3di.config import Config
-from m3di.events import Report
+from m3di.events import Check, Report, go_on
 from m3di.storage import open_for_writing
 from m3di.teachers.clip import Teacher, load_teacher, save_teacher
 from m3di.teachers.dense import PatchProjection
@@ -25,23 +24,25 @@ from stores.errors import DamagedError, RefusedError
 from stores.geometry import PLANES
 from stores.records import Captions, VolumeRecord
 
-Check = Callable[[], None]
 
-
-def ensure_teacher(store: Store, captioner: str, config: Config, *, device: str, report: Report) -> str:
+def ensure_teacher(
+    store: Store, captioner: str, config: Config, *, device: str, report: Report, check: Check = go_on
+) -> str:
     """Fingerprint of the store's frozen teacher for these settings; fitted and kept when there is none yet."""
     known = store.facts("request", teacher_request(config, captioner))
     if known is None:
-        return make_teacher(store, captioner, config, device=device, report=report)
+        return make_teacher(store, captioner, config, device=device, report=report, check=check)
     return known["teacher"]
 
 
 def make_teacher(
-    store: Store, captioner: str, config: Config, *, device: str, splits: int = 1, report: Report
-) -> str:
+    store: Store, captioner: str, config: Config, *, device: str, splits: int = 1, report: Report,
+    check: Check = go_on,
+) -> str:  # fmt: skip
     """Fit a teacher for these settings and keep it, whether the store has one or not; returns its fingerprint."""
     prepare_process()
-    fitted = fit_teacher(store, captioner, config, device=str(pick_device(device)), splits=splits, report=report)
+    place = str(pick_device(device))
+    fitted = fit_teacher(store, captioner, config, device=place, splits=splits, report=report, check=check)
     _keep(store, fitted, config)
     fingerprint = fitted.teacher.fingerprint
     store.commit_facts("request", teacher_request(config, captioner), {"teacher": fingerprint})

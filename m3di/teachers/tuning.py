@@ -14,6 +14,7 @@ from typing import Any, Final
 import torch
 import torch.nn.functional as F
 
+from m3di.events import Check, go_on
 from m3di.teachers.clip import Teacher
 from m3di.teachers.towers import Model, copy_for_fitting, require_heads
 from m3di.training.objectives.infonce import MAX_LOGIT_SCALE, pair_losses
@@ -57,8 +58,9 @@ class TowerFit(HeadFit):
 
 
 def fit_heads(
-    teacher: Teacher, image_trunk: Float[Tensor, "s c"], text_trunk: Float[Tensor, "s f"], config: HeadFit
-) -> Teacher:
+    teacher: Teacher, image_trunk: Float[Tensor, "s c"], text_trunk: Float[Tensor, "s f"], config: HeadFit,
+    *, check: Check = go_on,
+) -> Teacher:  # fmt: skip
     """Fit the projection heads and the temperature with symmetric InfoNCE; the given teacher stays as it is.
 
     Slices with equal captions (equal rows of `text_trunk`) are not each other's negatives.
@@ -68,6 +70,7 @@ def fit_heads(
         image_trunk: `teacher.image_features` of the slices.
         text_trunk: `teacher.text_features` of their captions, row by row.
         config: How to fit.
+        check: Called before every step.
 
     Returns:
         A frozen teacher with fitted heads and a fingerprint of its own; the trunk's weights are shared.
@@ -79,11 +82,13 @@ def fit_heads(
     text_ids = torch.unique(text_trunk, dim=0, return_inverse=True)[1]
     _require_pairs(text_ids)
     model = copy_for_fitting(teacher.towers.model, require_heads(teacher.towers.model))
-    _optimise(model, image_trunk, text_trunk, text_ids, config)
+    _optimise(model, image_trunk, text_trunk, text_ids, config, check=check)
     return teacher.with_model(model)
 
 
-def fit_towers(teacher: Teacher, images: UInt8[Tensor, "s y x"], texts: Sequence[str], config: TowerFit) -> Teacher:
+def fit_towers(
+    teacher: Teacher, images: UInt8[Tensor, "s y x"], texts: Sequence[str], config: TowerFit, *, check: Check = go_on
+) -> Teacher:
     """Fit both towers whole with symmetric InfoNCE over full batches; the given teacher stays as it is.
 
     A batch is encoded twice, `micro_batch` slices at a time: once without gradients for the loss, whose gradient
@@ -96,6 +101,7 @@ def fit_towers(teacher: Teacher, images: UInt8[Tensor, "s y x"], texts: Sequence
         images: Slices, 0 black to 255 white.
         texts: Their captions.
         config: How to fit.
+        check: Called before every step.
 
     Raises:
         RefusedError: E_CONFIG, for fewer than two different captions.
@@ -108,6 +114,7 @@ def fit_towers(teacher: Teacher, images: UInt8[Tensor, "s y x"], texts: Sequence
     trained = [parameter.requires_grad_(True) for parameter in model.parameters() if parameter.is_floating_point()]
     optimiser = torch.optim.AdamW(trained, lr=config.learning_rate, weight_decay=config.weight_decay)
     for step, rows in enumerate(batches_of(len(texts), config)):
+        check()
         batch = PairBatch(teacher, images[rows], [texts[row] for row in rows.tolist()], config.micro_batch)
         loss = batch.backward(model, text_ids[rows].to(teacher.device))
         _require_finite(loss, step)
@@ -218,8 +225,9 @@ def retrieval_card(
 
 
 def _optimise(
-    model: Model, image_trunk: Tensor, text_trunk: Tensor, text_ids: Int64[Tensor, " s"], config: HeadFit
-) -> None:
+    model: Model, image_trunk: Tensor, text_trunk: Tensor, text_ids: Int64[Tensor, " s"], config: HeadFit,
+    *, check: Check,
+) -> None:  # fmt: skip
     """Train the heads and the temperature of `model` in place."""
     image_head, text_head = require_heads(model)
     trained = [*image_head.parameters(), *text_head.parameters(), model.logit_scale]
@@ -227,6 +235,7 @@ def _optimise(
         parameter.requires_grad_(True)
     optimiser = torch.optim.AdamW(trained, lr=config.learning_rate, weight_decay=config.weight_decay)
     for step, rows in enumerate(batches_of(len(text_ids), config)):
+        check()
         images = F.normalize(image_head(image_trunk[rows]), dim=-1)
         texts = F.normalize(text_head(text_trunk[rows]), dim=-1)
         loss = contrastive_loss(images, texts, text_ids[rows], model.logit_scale.exp())

@@ -69,6 +69,29 @@ def test_the_seed_decides_and_the_global_random_state_does_not(embedded, pairs):
     assert fit_heads(embedded, *pairs, HeadFit(steps=30, batch_size=12, seed=1)).fingerprint != first.fingerprint
 
 
+class StoppedError(Exception):
+    """What a check raises here."""
+
+
+def stopping(*, after):
+    """A check that raises when it is called once more than `after` times."""
+    calls = iter(range(after + 1))
+
+    def check() -> None:
+        if next(calls) == after:
+            raise StoppedError
+
+    return check
+
+
+def test_a_fit_stops_between_two_steps(embedded, tiny, pairs, pictures):
+    assert fit_heads(embedded, *pairs, FIT, check=stopping(after=30)).fingerprint != embedded.fingerprint
+    with pytest.raises(StoppedError):
+        fit_heads(embedded, *pairs, FIT, check=stopping(after=29))
+    with pytest.raises(StoppedError):
+        fit_towers(tiny, pictures, ["one", "two"] * (len(pictures) // 2), TowerFit(steps=3), check=stopping(after=2))
+
+
 def test_a_fitted_teacher_survives_saving(embedded, pairs, tmp_path, pictures):
     fitted = fit_heads(embedded, *pairs, HeadFit(steps=2))
     save_teacher(fitted, tmp_path / "fitted")

@@ -4,7 +4,7 @@ import random
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from dataclasses import asdict
@@ -16,6 +16,7 @@ from m3di.captions.endpoint.offers import Negotiation
 from m3di.captions.endpoint.questions import Question, Wordings, wanted
 from m3di.captions.endpoint.replies import Replies, Reply
 from m3di.config import EndpointConfig
+from m3di.events import Check
 from stores.errors import RefusedError, ResourceError
 
 LONGEST_WAIT_S: Final = 120.0  # a server that asks for more is asked again by another run
@@ -52,7 +53,7 @@ class Asker:
         self._refusals: Counter[str] = Counter()
         self._counting = threading.Lock()
 
-    def ask(self, asked: Sequence[Wordings], *, check: Callable[[], None]) -> dict[str, Reply | None]:
+    def ask(self, asked: Sequence[Wordings], *, check: Check) -> dict[str, Reply | None]:
         """The answers by the key of the first wording; None where the model refused or the server failed.
 
         Args:
@@ -99,9 +100,7 @@ class Asker:
                 self._refusals[reply.refused] += 1
             answers[wordings[0].key] = None if reply.refused else reply
 
-    def _ask_all(
-        self, client: Client, missing: Sequence[Wordings], check: Callable[[], None]
-    ) -> dict[str, Reply | None]:
+    def _ask_all(self, client: Client, missing: Sequence[Wordings], check: Check) -> dict[str, Reply | None]:
         """Ask; pictures that the server failed on come last, when it has had time to recover."""
         answers: dict[str, Reply | None] = {}
         tries = self._endpoint.image_attempts
@@ -120,7 +119,7 @@ class Asker:
         return answers
 
     def _gather(
-        self, futures: Mapping[Future[str], Wordings], pool: ThreadPoolExecutor, check: Callable[[], None]
+        self, futures: Mapping[Future[str], Wordings], pool: ThreadPoolExecutor, check: Check
     ) -> dict[Wordings, str]:
         """Wait for all requests; what the server said to those that it failed on."""
         failed: dict[Wordings, str] = {}

@@ -5,7 +5,7 @@ it, and then the model's words about the nearest slice that was sent; so every c
 place comes first, where no text encoder cuts it off.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from m3di.captions.captioner import (
@@ -25,7 +25,7 @@ from m3di.captions.endpoint.locality import api_key, check_place, warnings_of
 from m3di.captions.endpoint.questions import Wordings, anchors, questions, wanted
 from m3di.captions.endpoint.replies import MemoryReplies, Replies, Reply, caption_of
 from m3di.config import EndpointConfig
-from m3di.events import Report
+from m3di.events import Check, Report, go_on
 from stores.errors import RefusedError
 from stores.recipe import digest_of
 from stores.records import VolumeRecord
@@ -55,7 +55,7 @@ class EndpointCaptioner:
         self._endpoint = endpoint
         self._describer = describer
         self._asker = Asker(endpoint, MemoryReplies() if replies is None else replies, backoff_s=backoff_s)
-        self._check: Callable[[], None] = lambda: None
+        self._check: Check = go_on
 
     @property
     def name(self) -> str:
@@ -86,7 +86,7 @@ class EndpointCaptioner:
         api_key(self._endpoint, check_place(self._endpoint))
         require_openai()
 
-    def begin(self, records: Sequence[VolumeRecord], *, report: Report, check: Callable[[], None]) -> None:
+    def begin(self, records: Sequence[VolumeRecord], *, report: Report, check: Check) -> None:
         """Refuse a server that may not be asked, and warn of what leaves the machine.
 
         Args:

@@ -20,7 +20,7 @@ from m3di.captions.captioner import DESCRIBED, TABLE, ShownVolume, Written, open
 from m3di.captions.describe import Describer
 from m3di.captions.identifiers import suspected_kinds
 from m3di.captions.tables.rows import BadRow, Row, read_rows
-from m3di.events import Report
+from m3di.events import Check, Report
 from stores.errors import RefusedError, ResourceError
 from stores.geometry import PLANES
 from stores.recipe import digest_of
@@ -224,7 +224,7 @@ class TableCaptioner:
             raise RefusedError("E_CAPTION", f"{message}, the first {found.uncovered[0]}", hint=hint)
         return found
 
-    def begin(self, records: Sequence[VolumeRecord], *, report: Report, check: Callable[[], None]) -> None:
+    def begin(self, records: Sequence[VolumeRecord], *, report: Report, check: Check) -> None:
         """Refuse a table that does not fit, before a volume is captioned, and warn of its lines.
 
         Args:
