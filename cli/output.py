@@ -118,7 +118,7 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, title: st
     shown = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
     for position, name in enumerate(columns):
         numbers = bool(rows) and all(isinstance(row[position], int | float) for row in rows)
-        shown.add_column(name, justify="right" if numbers else "left", overflow="fold")
+        shown.add_column(plain(name), justify="right" if numbers else "left", overflow="fold")
     for row in rows:
         shown.add_row(*(plain(_cell(value)) for value in row))
     return shown

@@ -76,6 +76,15 @@ class Block:
         """Copy some rows, as they are stored, into `out` (an array of type `item`); the ranks must be rows here."""
         self._items.take(ranks, out=out, mode="clip")
 
+    def halves(self, part: int) -> npt.NDArray[np.int16]:
+        """One part of all rows as the bits of its float16 numbers, (rows, width): not a copy, and not checked."""
+        rows, _, width = self.shape
+        if not rows:
+            return np.empty((0, width), "<i2")
+        words = self._items.view("<i2").reshape(rows, -1)
+        start = (_SUM // 2 if self.checked else 0) + part * width
+        return words[:, start : start + width]
+
     def rows(self) -> Rows:
         """All rows, each checked: (rows, parts, width), a copy.
 

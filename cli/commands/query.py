@@ -2,7 +2,7 @@
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -10,34 +10,88 @@ from cli.options import Common, StoreOption, store_path
 from cli.output import table
 from stores.errors import RefusedError
 
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from m3di.query import Answer, Hit, Searcher, Wanted
+
+COLUMNS = ("score", "volume", "plane", "slice", "caption")
+
 
 def query(
     common: Common,
     text: Annotated[str | None, typer.Argument(help="what to look for")] = None,
     store: StoreOption = None,
-    volume: Annotated[str | None, typer.Option(help="a slice as the question: its volume")] = None,
-    plane: Annotated[str | None, typer.Option(help="axial, coronal or sagittal")] = None,
+    volume: Annotated[
+        str | None, typer.Option(help="a volume as the question, or with --slice a slice of it")
+    ] = None,
+    plane: Annotated[str | None, typer.Option(help="axial, coronal or sagittal: the slice's, else answers'")] = None,
     slice_: Annotated[int | None, typer.Option("--slice", help="position of the slice in the cube")] = None,
     image: Annotated[Path | None, typer.Option(help="an image file as the question")] = None,
-    top: Annotated[int, typer.Option(min=1, help="how many slices to show")] = 10,
+    scan: Annotated[Path | None, typer.Option(help="a scan file as the question: volumes like it")] = None,
+    run: Annotated[Path | None, typer.Option(help="ask by the vectors of a pretrained encoder and PSAT")] = None,
+    teacher: Annotated[str, typer.Option(help="one of the store's teachers [else the current one]")] = "",
+    top: Annotated[int, typer.Option(min=1, help="how many answers to show")] = 10,
+    one_per_volume: Annotated[
+        bool, typer.Option("--one-per-volume/--all-slices", help="each volume by its best slice only")
+    ] = True,
+    where: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=VALUE", help="modality, dataset, body_part, subject, sequence, volume, plane"),
+    ] = None,
+    against: Annotated[str, typer.Option(help="hold a text against captions or images")] = "captions",
+    approximate: Annotated[
+        bool, typer.Option("--approximate", help="by an index kept beside the store (m3di[search])")
+    ] = False,
+    diagnose: Annotated[
+        bool, typer.Option("--diagnose", help="instead of a question: what is odd, and how good --run")
+    ] = False,
 ) -> None:
-    """Find the slices of a store that are nearest to a text, a slice or an image."""
-    from m3di import query as search
+    """Find the slices or volumes of a store that are nearest to a text, a slice, an image, a volume or a scan."""
+    from m3di.query import Searcher, Wanted
 
-    slice_given = [volume, plane, slice_].count(None) < 3
-    if [text is not None, slice_given, image is not None].count(True) != 1:
-        message = "ask with one of: a TEXT, a slice (--volume, --plane, --slice), or --image"
+    is_slice = slice_ is not None
+    conditions = [*(where or []), *([f"plane={plane}"] if plane and not is_slice else [])]
+    asked = [text is not None, volume is not None or is_slice, image is not None, scan is not None, diagnose]
+    if asked.count(True) != 1:
+        message = "ask with one of: a TEXT, --volume (and --plane and --slice), --image, --scan, --diagnose"
         raise RefusedError("E_CONFIG", message, hint='for example m3di query "liver"')
-    path = store_path(store)
-    if text is not None:
-        answer = search.by_text(path, text, top=top, device=common.device)
-    elif image is not None:
-        answer = search.by_image(path, image, top=top, device=common.device)
-    elif volume is None or plane is None or slice_ is None:
+    if is_slice and (volume is None or plane is None):
         raise RefusedError("E_CONFIG", "a slice needs --volume, --plane and --slice", hint="give all three")
-    else:
-        answer = search.by_slice(path, volume, plane, slice_, top=top)
-    rows = [(hit.score, hit.volume, hit.plane, hit.slice, hit.caption) for hit in answer.results]
-    common.output.result(
-        "query", asdict(answer), table(("score", "volume", "plane", "slice", "caption"), rows), *answer.notes
-    )
+    wanted = Wanted(top, one_per_volume, tuple(conditions), against, approximate)
+    encoder = common.load_config().encoder.name if run else ""
+    with Searcher(store_path(store), teacher=teacher, run=run, encoder=encoder, device=common.device) as searcher:
+        if diagnose:
+            _diagnose(common, searcher)
+            return
+        if text is not None:
+            answer = searcher.by_text(text, wanted)
+        elif image is not None:
+            answer = searcher.by_image(image, wanted)
+        elif scan is not None:
+            answer = searcher.by_scan(scan, wanted)
+        else:
+            answer = _by_volume(searcher, str(volume), plane, slice_, wanted)
+    shown: list[object] = [_hits(answer.results)]
+    if answer.same_place:
+        shown += ["", "the same place in other subjects", _hits(answer.same_place)]
+    common.output.result("query", asdict(answer), *shown, *answer.notes)
+
+
+def _by_volume(
+    searcher: "Searcher", volume: str, plane: str | None, slice_: int | None, wanted: "Wanted"
+) -> "Answer":
+    if plane is None or slice_ is None:
+        return searcher.by_volume(volume, wanted)
+    return searcher.by_slice(volume, plane, slice_, wanted)
+
+
+def _hits(hits: "Sequence[Hit]") -> object:
+    return table(COLUMNS, [(hit.score, hit.volume, hit.plane, hit.slice, hit.caption) for hit in hits])
+
+
+def _diagnose(common: Common, searcher: "Searcher") -> None:
+    from m3di.diagnostics import diagnose, findings
+
+    found = diagnose(searcher)
+    common.output.result("diagnose", found.to_dict(), *(table(*rows, title=title) for title, rows in findings(found)))

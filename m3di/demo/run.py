@@ -5,13 +5,14 @@ from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
-from m3di import query
 from m3di.build import build_store
 from m3di.config import Config, load_config
 from m3di.demo.cohort import make_cohort
 from m3di.demo.page import Findings, demo_page
 from m3di.evaluation.evaluate import Evaluation, evaluate
+from m3di.evaluation.statistics import Interval
 from m3di.events import Report
+from m3di.query import Answer, Searcher, Wanted
 from m3di.report import write_page
 from m3di.training.finetune import finetune
 from m3di.training.pretrain import pretrain
@@ -31,7 +32,7 @@ class DemoResult:
     """
 
     places: dict[str, Path]
-    dice: dict[str, tuple[float, float, float]]
+    dice: dict[str, Interval]
     seconds: float
 
 
@@ -77,9 +78,14 @@ def run_demo(out: Path, *, seed: int = 0, num_cases: int = 24, device: str = "au
         retrieval=pretrained.retrieval,
         scores=scores,
         question=QUESTION,
-        answer=query.by_text(out / "store", QUESTION, top=6, device=device),
+        answer=_ask(out / "store", device),
     )
     page = write_page(demo_page(findings, device=device), out / "report.html")
-    dice = {start: score.mean["all"] for start, score in scores.items()}
+    dice = {start: score.dice["all"] for start, score in scores.items()}
     places = {"report": page, "cohort": cohort, "store": out / "store", "runs": runs}
     return DemoResult(places, dice, time.monotonic() - started)
+
+
+def _ask(store: Path, device: str) -> Answer:
+    with Searcher(store, device=device) as searcher:
+        return searcher.by_text(QUESTION, Wanted(top=6))

