@@ -92,7 +92,7 @@ def test_mistakes_are_named_by_their_path(setting, message):
 
 def test_an_objective_without_terms_is_refused():
     with pytest.raises(RefusedError, match="every weight is 0"):
-        load_config(settings=["objective.image_weight=0", "objective.text_weight=0"])
+        load_config(preset="paper", settings=["objective.image_weight=0", "objective.text_weight=0"])
     load_config(settings=["objective.image_weight=0", "objective.text_weight=0", "objective.dense_weight=1"])
 
 

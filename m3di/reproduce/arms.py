@@ -4,8 +4,14 @@ from typing import Final
 
 from m3di.reproduce.programme import MAIN, SCRATCH, Arm, named
 
-_DENSE: Final = "objective.dense_weight=1"
-_POOLED: Final = ("objective.dense_weight=0", "objective.reconstruction_weight=0")
+
+def _weights(*, pooled: int, dense: int = 0, reconstruction: int = 0) -> tuple[str, ...]:
+    """Settings of all weights, whatever the preset's are."""
+    given = {"image": pooled, "text": pooled, "dense": dense, "reconstruction": reconstruction}
+    return tuple(f"objective.{term}_weight={weight}" for term, weight in given.items())
+
+
+_POOLED: Final = _weights(pooled=1)
 
 
 def _plane(name: str, weights: str) -> Arm:
@@ -14,8 +20,9 @@ def _plane(name: str, weights: str) -> Arm:
 
 ARMS: Final = named(
     Arm(MAIN, "main recipe"),
-    Arm("ex1", "Ex1: projection alone", ("psat.mode=linear",)),
-    Arm("ex2", "Ex2: QTrans", ("psat.mode=no_position",)),
+    # PSAT serves the pooled targets alone, so its parts are compared by them alone, as in the paper.
+    Arm("ex1", "Ex1: projection alone", ("psat.mode=linear", *_POOLED)),
+    Arm("ex2", "Ex2: QTrans", ("psat.mode=no_position", *_POOLED)),
     Arm("ex3", "Ex3: QTrans and PSPE", same_as=MAIN),
     Arm("k1", "K = 1", ("pretrain.slices_per_volume=1",)),
     Arm("k4", "K = 4", ("pretrain.slices_per_volume=4",)),
@@ -25,20 +32,15 @@ ARMS: Final = named(
     Arm("soft", "soft targets, pooled", ("objective.kind=soft", *_POOLED)),
     Arm("sigmoid", "sigmoid, pooled", ("objective.kind=sigmoid", *_POOLED)),
     Arm("transport", "partial transport, pooled", ("objective.kind=transport", *_POOLED)),
-    Arm("infonce-dense", "InfoNCE and dense targets", ("objective.kind=infonce", *_POOLED[1:], _DENSE)),
-    Arm("dense", "dense targets alone", (
-        "objective.image_weight=0", "objective.text_weight=0", _DENSE, "objective.reconstruction_weight=0",
-    )),
+    Arm("infonce-dense", "InfoNCE and dense targets alike", ("objective.kind=infonce", *_weights(pooled=1, dense=1))),
+    Arm("dense", "dense targets alone", _weights(pooled=0, dense=1)),
     Arm("reconstruction", "InfoNCE and reconstruction", (
-        "objective.kind=infonce", "objective.dense_weight=0", "objective.reconstruction_weight=1",
+        "objective.kind=infonce", *_weights(pooled=1, reconstruction=1),
     )),
     Arm("reconstruction-dense", "InfoNCE, dense targets and reconstruction", (
-        "objective.kind=infonce", _DENSE, "objective.reconstruction_weight=1",
+        "objective.kind=infonce", *_weights(pooled=1, dense=1, reconstruction=1),
     )),
-    Arm("reconstruction-only", "reconstruction alone", (
-        "objective.image_weight=0", "objective.text_weight=0", "objective.dense_weight=0",
-        "objective.reconstruction_weight=1",
-    )),
+    Arm("reconstruction-only", "reconstruction alone", _weights(pooled=0, reconstruction=1)),
     Arm("teacher-unfitted", "embedded teacher, heads not fitted", (), ("teacher.fit_steps=0",)),
     Arm("teacher-random", "a ViT-S/32 that was never trained", ("pretrain.random_teacher=true",), (
         "teacher.spec=random:ViT-S-32",
@@ -58,7 +60,7 @@ ARMS: Final = named(
 ABLATIONS: Final = {
     "ablation-k": ("slices of a volume in a step", ("k1", "k4", "k8", "k16")),
     "ablation-objective": (
-        "what pretraining minimises", ("infonce", "soft", "sigmoid", "transport", "infonce-dense", "dense")
+        "what pretraining minimises", (MAIN, "infonce", "soft", "sigmoid", "transport", "infonce-dense", "dense")
     ),
     "ablation-teacher": ("the frozen 2D model", (MAIN, "teacher-unfitted", "teacher-random")),
     "ablation-captioner": ("the texts", (MAIN, "captions-image", "captions-text", "captions-place")),

@@ -76,9 +76,9 @@ def test_an_ablation_holds_each_arm_against_scratch_with_its_retrieval():
         for one in (
             segmented("acdc-vit-20pct-scratch-seed0", 0.5, 0.6),
             segmented("acdc-vit-20pct-ex1-seed0", 0.4, 0.5),
-            segmented("acdc-vit-20pct-main-seed0", 0.6, 0.7),
+            segmented("acdc-vit-20pct-infonce-seed0", 0.6, 0.7),
             pretrained("pretrain-common-vit-ex1-seed0", 0.3),
-            pretrained("pretrain-common-vit-main-seed0", 0.9),
+            pretrained("pretrain-common-vit-infonce-seed0", 0.9),
         )
     }
     found = findings_of(grid(table), table, records)

@@ -144,7 +144,8 @@ def _alignment(config: ObjectiveConfig, embedding_dim: int) -> nn.Module:
 def _require_dense(config: ObjectiveConfig, dense: DenseSpec | None) -> DenseSpec:
     if dense is None:
         message = f"objective.dense_weight={config.dense_weight:g}, but the store has no dense rows"
-        raise RefusedError("E_CONFIG", message, hint="build it with --set teacher.dense_dim=48")
+        hint = "build it with --set teacher.dense_dim=48, or leave them out: --set objective.dense_weight=0"
+        raise RefusedError("E_CONFIG", message, hint=hint)
     return dense
 
 
