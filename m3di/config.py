@@ -303,8 +303,8 @@ class EvaluateConfig:
 class PredictConfig:
     """Predictions.
 
-    `format` is that of masks: NIfTI, or DICOM SEG for scans that are DICOM. `probabilities` keeps those of every class
-    beside the mask. `overview` draws a picture of every scan.
+    `format` is that of masks: NIfTI, or DICOM SEG for scans that are DICOM. `probabilities` keeps those of every
+    class beside the mask. `overview` draws a picture of every scan.
 
     `uncertainty` says how far several predictions of one scan disagree: those of its mirror images along
     `finetune.flip_axes`, as the network was trained with (`flips`), or those of several runs or repeats (`runs`).

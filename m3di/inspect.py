@@ -70,7 +70,7 @@ def examine_machine(store: Path) -> list[Check]:
     import torch  # noqa: PLC0415
 
     from m3di.networks.registry import ENCODERS, SEGMENTATION  # noqa: PLC0415
-    from m3di.tasks.registry import LAYOUTS  # noqa: PLC0415
+    from m3di.tasks.registry import TASKS  # noqa: PLC0415
 
     checks = [_package(name) for name in PACKAGES]
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"cpu, {torch.get_num_threads()} threads"
@@ -78,7 +78,7 @@ def examine_machine(store: Path) -> list[Check]:
     checks += [_weights(name) for name in EMBEDDED]
     checks.append(Check("encoders", True, ", ".join(ENCODERS)))
     checks.append(Check("networks", True, ", ".join(SEGMENTATION)))
-    checks.append(Check("tasks", True, ", ".join(LAYOUTS)))
+    checks.append(Check("tasks", True, ", ".join(TASKS)))
     free = shutil.disk_usage(Path.cwd()).free
     checks.append(Check("disk", free > MIN_FREE_BYTES, f"{free / 1024**3:.1f} GiB free here"))
     checks.append(_store(store))

@@ -1,6 +1,6 @@
 """The facts a store keeps as JSON records: one a volume, one for what a captioner or teacher made of it."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 
@@ -97,6 +97,11 @@ class VolumeRecord:
         fields = self.to_dict()
         del fields["slot"]
         return digest_of(fields)
+
+
+def people_of(records: Iterable[VolumeRecord]) -> dict[str, list[str]]:
+    """Dataset and subject of each volume, by id, as JSON-ready values."""
+    return {record.volume: [record.dataset, record.subject] for record in records}
 
 
 FACTS: Final = ("subject", "dataset", "modality", "body_part", "sequence")  # what a case says beside its voxels

@@ -118,8 +118,8 @@ def _finetuning(findings: Findings, cases: list[Case], device: str) -> Section:
     logs = {start: read_metrics(_run(findings, start) / "metrics.jsonl") for start in findings.scores}
     rows = []
     for start, score in findings.scores.items():
-        classes = [f"{score.mean[name][0]:.3f}" for name in score.classes.values()]
-        mean, low, high = score.mean["all"]
+        classes = [f"{score.dice[name][0]:.3f}" for name in score.classes.values()]
+        mean, low, high = score.dice["all"]
         rows.append((start, *classes, f"{mean:.3f} ({low:.3f} to {high:.3f})"))
     score = next(iter(findings.scores.values()))
     num_train = len(_facts(findings, next(iter(findings.scores)))["split"]["train"])

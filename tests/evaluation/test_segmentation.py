@@ -164,3 +164,29 @@ def test_dice_by_hand():
 def test_shapes_must_fit(metric):
     with pytest.raises(ValueError, match="differ in shape"):
         metric(np.zeros((2, 2, 2), int), np.zeros((2, 3, 2), int), [1])
+
+
+def test_what_is_not_known_counts_as_what_lies_outside_the_grid():
+    """Cutting the grid off where nothing is known gives the same scores."""
+    prediction, reference = (blob(seed).astype(np.uint8) for seed in (1, 2))
+    cut = prediction.shape[0] // 2
+    assert prediction[cut - 1].any(), "the structure reaches into what is not known"
+    assert reference[cut:].any()
+    known = np.zeros(prediction.shape, bool)
+    known[:cut] = True
+    found = score_masks(prediction, reference, [1], spacing_mm=SPACING, known=known)[1]
+    expected = score_masks(prediction[:cut], reference[:cut], [1], spacing_mm=SPACING)[1]
+    for name in METRICS:
+        assert getattr(found, name) == pytest.approx(getattr(expected, name), rel=1e-12)
+    whole = score_masks(prediction, reference, [1], spacing_mm=SPACING)[1]
+    assert whole != found
+    everywhere = score_masks(prediction, reference, [1], spacing_mm=SPACING, known=np.ones(known.shape, bool))[1]
+    assert everywhere == whole
+
+
+def test_a_mask_that_touches_only_what_is_not_known_has_its_surface_there():
+    mask = np.zeros((5, 5, 5), bool)
+    mask[2, 2, 2] = True
+    known = mask.copy()
+    known[4] = True
+    np.testing.assert_array_equal(border(mask, known), mask)
