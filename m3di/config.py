@@ -168,8 +168,8 @@ class ObjectiveConfig:
     `kind` is how the vectors of slices are aligned with the teacher's image and text rows, two terms. `soft` gives
     the share `soft_share` of each row's target to the rows that the teacher finds alike, at `soft_temperature`.
     `transport` moves the share `transport_mass` of a batch, smoothed by `transport_regularisation`, the plan found in
-    `transport_iterations` steps. `further_teachers` are those whose rows the store keeps beside the current one's, each
-    by its spec or the beginning of its fingerprint; the vectors are aligned with all of them.
+    `transport_iterations` steps. `further_teachers` are those whose rows the store keeps beside the current one's,
+    each by its spec or the beginning of its fingerprint; the vectors are aligned with all of them.
 
     `dense_weight` is that of the teacher's patch features against the tokens at their places, which needs a store
     with `teacher.dense_dim`; `dense_kind` compares them by `cosine`, or against the other patches of the volume
