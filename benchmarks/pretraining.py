@@ -5,9 +5,10 @@
 
 `run` builds a store of DATA/msd_hippocampus and DATA/acdc_ed at 48^3 with dense rows, then pretrains a small ViT in
 each of `ARMS` and fine-tunes it on 5 and on 15 labelled hippocampus cases. Every cell is a command line of m3di in a
-folder of its own below OUT; finished ones are left alone, so a stopped `run` goes on where it was. `table` prints
-what is finished: retrieval among the slices of held-out subjects, and Dice of the same 40 test subjects, who were
-neither pretrained nor trained on, as means over cases and seeds with their difference to no pretraining.
+folder of its own below OUT; finished ones are left alone, so a stopped `run` goes on where it was. `table` writes
+what is finished to OUT/results.json, and prints it: retrieval among the slices of held-out subjects, and Dice of the
+same 40 test subjects, who were neither pretrained nor trained on, cases averaged over seeds, with their paired
+difference to no pretraining (95% interval over cases) and that of each seed. OUT may be such a results.json itself.
 """
 
 import argparse
@@ -16,12 +17,16 @@ import os
 import shutil
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+
+from m3di.evaluation.statistics import over_seeds, paired_difference
 
 SIZES = """
 [volumes]
@@ -77,6 +82,7 @@ ARMS: dict[str, tuple[str, ...]] = {
     "transport": ("objective.kind=transport",),
 }  # fmt: skip
 RETRIEVAL_ONLY = ("infonce, K = 1", "Ex1: linear", "Ex2: no position")
+MAX_SEEDS = 100
 LABELS = {5: 0.036, 15: 0.107}  # labelled cases -> share of the 140 training subjects
 
 
@@ -96,7 +102,7 @@ def cells(out: Path, data: Path, seed: int, arm: str) -> Iterator[Cell]:
     if arm != "none":
         settings = tuple(part for setting in ARMS[arm] for part in ("--set", setting))
         command = ("pretrain", "--store", str(out / "store"), "--run", str(encoder), *common, *settings)
-        yield Cell(encoder, encoder / "checkpoints", (command,))
+        yield Cell(encoder, last_checkpoint(encoder), (command,))
     for labels, fraction in LABELS.items():
         if arm in RETRIEVAL_ONLY:
             continue
@@ -117,6 +123,12 @@ def folder_of(out: Path, arm: str, seed: int) -> Path:
     """Where an arm's pretraining run is."""
     words = "".join(letter if letter.isalnum() else "-" for letter in arm.lower())
     return out / "runs" / f"{'-'.join(filter(None, words.split('-')))}-seed{seed}"
+
+
+def last_checkpoint(folder: Path) -> Path:
+    """The checkpoint that ends a pretraining run; one that was stopped has an earlier one."""
+    sizes = tomllib.loads(SIZES)["pretrain"]
+    return folder / "checkpoints" / f"{sizes['max_steps'] * sizes['batch_size']:012d}"
 
 
 def fill(cell: Cell) -> None:
@@ -146,50 +158,73 @@ def run(out: Path, data: Path, *, arms: list[str], seeds: int, workers: int) -> 
         list(pool.map(chain, [(seed, arm) for seed in range(seeds) for arm in arms]))
 
 
-def table(out: Path) -> None:
-    """Print what is finished."""
-    seeds = range(100)
-    print("arm                               seeds  image R@1 R@10  text R@1 R@10  place error   labels 5      15")
-    for arm in ARMS:
-        looks = [curve[-1] for seed in seeds if (curve := learning_curve(folder_of(out, arm, seed)))]
-        line = f"{arm:34s} {len(looks):4d}"
-        if looks:
-            line += "".join(
-                f"  {np.mean([look['retrieval']['recall'][kind][k] for look in looks]):9.1%}"
-                for kind in ("image", "text")
-                for k in ("1", "10")
-            )
-            line += f" {np.mean([look['localisation']['position_error'] for look in looks]):8.4f}"
-        for labels in LABELS:
-            line += "  " + gain(out, arm, labels)
-        print(line)
-    for arm in ("infonce", "infonce, K = 1"):
-        for seed in seeds:
-            curve = learning_curve(folder_of(out, arm, seed))
-            points = [f"{look['samples_seen']}: {look['retrieval']['recall']['image']['10']:.1%}" for look in curve]
-            if points:
-                print(f"{arm}, seed {seed}, image recall at 10 by samples: {', '.join(points)}")
+def collect(out: Path) -> dict[str, Any]:
+    """What is finished, small enough to be kept: curves of each seed, and Dice of each test case and seed."""
+    found: dict[str, Any] = {"sizes": tomllib.loads(SIZES), "arms": {}}
+    for arm, settings in ARMS.items():
+        folders = {seed: folder_of(out, arm, seed) for seed in range(MAX_SEEDS)}
+        found["arms"][arm] = {
+            "settings": settings,
+            "curves": {seed: curve for seed, folder in folders.items() if (curve := learning_curve(folder))},
+            "dice": {
+                labels: {seed: dice for seed, folder in folders.items() if (dice := dice_of(folder, labels))}
+                for labels in LABELS
+            },
+        }
+    return found
 
 
-def gain(out: Path, arm: str, labels: int) -> str:
-    """Mean Dice of an arm and, in points, what it gains over no pretraining on the same cases and seeds."""
-    both = [
-        (own, base)
-        for seed in range(100)
-        if (own := dice_of(folder_of(out, arm, seed), labels)) is not None
-        and (base := dice_of(folder_of(out, "none", seed), labels)) is not None
-    ]
-    if not both:
-        return "-"
-    own, base = np.array(both).transpose(1, 0, 2)
-    return f"{own.mean():.3f} ({100 * (own - base).mean():+.1f}, n {len(both)})"
+def print_tables(found: dict[str, Any]) -> None:
+    """Print retrieval and Dice as Markdown, then the curves of K = 1 and K = 8."""
+    arms = found["arms"]
+    print("| pretraining | seeds | image, at 1 / 10 | text, at 1 / 10 | place off | 5 labels | 15 labels |")
+    print("|---|---|---|---|---|---|---|")
+    for name, arm in arms.items():
+        looks = [curve[-1] for curve in arm["curves"].values()]
+        cells = [name, str(max(len(looks), *(len(dice) for dice in arm["dice"].values())))]
+        for kind in ("image", "text"):
+            cells.append(" / ".join(f"{mean_of(looks, kind, k):.1%}" for k in ("1", "10")) if looks else "")
+        cells.append(f"{np.mean([look['position_error'] for look in looks]):.3f}" if looks else "")
+        cells += [gain(arm["dice"][str(labels)], arms["none"]["dice"][str(labels)]) for labels in LABELS]
+        print(f"| {' | '.join(cells)} |")
+    for name in ("infonce", "infonce, K = 1"):
+        for seed, curve in arms[name]["curves"].items():
+            points = [f"{look['samples_seen']}: {look['image']['10']:.1%}" for look in curve]
+            print(f"{name}, seed {seed}, image recall at 10 by volumes seen: {', '.join(points)}")
 
 
-def learning_curve(folder: Path) -> list[dict]:
-    """What a run's metrics say about held-out subjects."""
+def mean_of(looks: list[dict[str, Any]], kind: str, k: str) -> float:
+    """Mean recall over seeds."""
+    return float(np.mean([look[kind][k] for look in looks]))
+
+
+def gain(own: dict[str, list[float]], base: dict[str, list[float]]) -> str:
+    """Mean Dice of an arm and, in points, its paired gain over no pretraining with interval and spread over seeds."""
+    seeds = [seed for seed in own if seed in base]
+    if not seeds:
+        return ""
+    first, second = (over_seeds([scores[seed] for seed in seeds]) for scores in (own, base))
+    if own is base:
+        return f"{first.cases.mean():.3f}"
+    difference = paired_difference(first.cases, second.cases)
+    each = ", ".join(f"{100 * (a - b):+.1f}" for a, b in zip(first.means, second.means, strict=True))
+    points = [100 * value for value in (difference.mean, difference.low, difference.high)]
+    return "{:.3f}, {:+.1f} ({:+.1f} to {:+.1f}); seeds {}".format(first.cases.mean(), *points, each)
+
+
+def learning_curve(folder: Path) -> list[dict[str, Any]]:
+    """What a finished run's metrics say about held-out subjects."""
     path = folder / "metrics.jsonl"
-    lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    return [line for line in lines if "retrieval" in line] if (folder / "checkpoints").exists() else []
+    lines = [json.loads(line) for line in path.read_text().splitlines()] if last_checkpoint(folder).exists() else []
+    return [
+        {
+            "samples_seen": line["samples_seen"],
+            **line["retrieval"]["recall"],
+            "position_error": line["localisation"]["position_error"],
+        }
+        for line in lines
+        if "retrieval" in line
+    ]
 
 
 def dice_of(folder: Path, labels: int) -> list[float] | None:
@@ -211,9 +246,14 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2)
     arguments = parser.parse_args()
     if arguments.command == "table":
-        table(arguments.out)
+        kept = arguments.out if arguments.out.is_file() else arguments.out / "results.json"
+        if arguments.out.is_dir():
+            kept.write_text(json.dumps(collect(arguments.out), indent=1))
+        print_tables(json.loads(kept.read_text()))
     else:
-        run(arguments.out, arguments.data, arms=arguments.arms, seeds=arguments.seeds, workers=arguments.workers)
+        run(
+            arguments.out, arguments.data, arms=arguments.arms, seeds=arguments.seeds, workers=arguments.workers
+        )  # fmt: skip
 
 
 if __name__ == "__main__":

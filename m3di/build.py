@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from m3di.captions.captioner import Asking
+from m3di.captions.captioner import Permitted
 from m3di.captions.identity import captioner_fingerprint
 from m3di.captions.registry import captioner_of
 from m3di.captions.stage import caption_volumes
@@ -106,7 +106,7 @@ def _require_captioner(config: Config) -> None:
     """Refuse a captioner that lacks something, or may not ask whom it would, before the long part of a build."""
     captioner = captioner_of(config, None)
     captioner.of_volume("")
-    if isinstance(captioner, Asking):
+    if isinstance(captioner, Permitted):
         captioner.require_permission()
 
 

@@ -165,11 +165,16 @@ class Captioner(Protocol):
 
 
 @runtime_checkable
-class Asking(Protocol):
-    """What a captioner that asks others offers beside `Captioner`: a look before the first question, and a count."""
+class Permitted(Protocol):
+    """What a captioner offers beside `Captioner` that may ask only whom the user allows."""
 
     def require_permission(self) -> None:
         """Refuse settings by which nothing may be asked; sends nothing."""
+
+
+@runtime_checkable
+class Asking(Protocol):
+    """What a captioner that asks others offers beside `Captioner`: a look before the first question, and a count."""
 
     def begin(self, records: Sequence[VolumeRecord], *, report: Report, check: Check) -> None:
         """Refuse or warn before anything is asked about these volumes; `check` may later stop a volume midway."""
