@@ -10,7 +10,7 @@ from tests.phantoms import head, ras_affine, write_msd_dataset, write_scan
 
 SIZES = (
     "volumes.cube_size=16", "volumes.slice_size=32", "volumes.slice_stride=8", "teacher.fit_steps=2",
-    "teacher.dense_dim=0", "psat.width=32", "psat.num_queries=4", "psat.num_heads=2", "pretrain.batch_size=4",
+    "teacher.dense_dim=4", "psat.width=32", "psat.num_queries=4", "psat.num_heads=2", "pretrain.batch_size=4",
     "pretrain.max_steps=2", "pretrain.slices_per_volume=2", "finetune.max_steps=2",
 )  # fmt: skip
 ROW = Comparison("hippocampus", "vit", 1.0, (0,))
