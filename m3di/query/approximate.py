@@ -31,6 +31,7 @@ _OVERSAMPLED: Final = 64  # rows looked up for each answer, since filters and on
 _PROBES: Final = 32
 _RECALL_AT: Final = 10
 _STEP: Final = 50_000  # rows added at a time
+_FIRST: Final = 1_000  # rows that one thread adds: several at once, in a graph nearly empty, miss each other for good
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,9 +94,9 @@ def measure_recall(index: Any, part: Part) -> float:
 
 def _build(usearch: Any, part: Part, path: Path, facts: Path) -> None:
     index = _empty(usearch, part.dim)
-    for start in range(0, len(part), _STEP):
-        numbers = np.arange(start, min(start + _STEP, len(part)))
-        index.add(numbers, part.rows(numbers))
+    for start in [0, *range(_FIRST, len(part), _STEP)]:
+        numbers = np.arange(start, min(start + _STEP if start else _FIRST, len(part)))
+        index.add(numbers, part.rows(numbers), threads=0 if start else 1)
     recall = measure_recall(index, part)
     path.parent.mkdir(exist_ok=True)
     aside = path.with_suffix(".part")
