@@ -3,6 +3,8 @@
 import fcntl
 import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -47,6 +49,21 @@ def lock_builder(path: Path, *, wait_s: float = 0.0) -> int:
                 hint = "wait for it, let this one wait by --set storage.wait_s=600, or choose another --store"
                 raise LockedError("E_LOCKED", f"another process writes to {path}", hint=hint) from error
         time.sleep(POLL_S)
+
+
+@contextmanager
+def only_holder(file: Path, *, busy: str, hint: str) -> Iterator[None]:
+    """Hold a lock file, which is made if there is none, within the block.
+
+    Raises:
+        LockedError: E_LOCKED, saying `busy` and `hint`, when another process holds it.
+    """
+    with file.open("w") as held:
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise LockedError("E_LOCKED", busy, hint=hint) from error
+        yield
 
 
 def refuse_network(path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any, Final
 from m3di.evaluation.inference import Predictor, Weights, load_predictor, run_folder, weights_of
 from m3di.evaluation.leaks import LeakReport
 from m3di.evaluation.members import Members, members_of
-from m3di.evaluation.results import jsonable
+from m3di.evaluation.results import Refusal, jsonable
 from m3di.evaluation.scoring import ClassificationCase, SegmentationCase, score_classification, score_segmentation
 from m3di.evaluation.seen import look_for_leaks
 from m3di.evaluation.segmentation import TOLERANCE_MM
@@ -24,15 +24,6 @@ FILE: Final = "evaluation.json"
 MAX_TOLD: Final = 5  # leaks that are events; a cohort that looks alike has one for every pair
 
 CaseScores = SegmentationCase | ClassificationCase
-
-
-@dataclass(frozen=True)
-class Refusal:
-    """A test case that was not scored, and why."""
-
-    case: str
-    code: str
-    message: str
 
 
 @dataclass(frozen=True)

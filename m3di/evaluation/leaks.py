@@ -167,9 +167,12 @@ def embedding_of(store: Store, teacher: str, volume: str) -> npt.NDArray[np.floa
     """(e,) mean of a volume's image rows, each plane counted alike, of unit length; None without rows."""
     if store.rows_record(teacher, volume) is None:
         return None
-    planes = [store.plane_rows(teacher, volume, plane)[:, IMAGE] for plane in range(len(PLANES))]
-    means = [rows.astype(np.float64).mean(axis=0) for rows in planes if len(rows)]
-    mean = np.sum(means, axis=0)
+    return mean_embedding([store.plane_rows(teacher, volume, plane)[:, IMAGE] for plane in range(len(PLANES))])
+
+
+def mean_embedding(planes: Sequence[npt.NDArray[Any]]) -> npt.NDArray[np.float64]:
+    """(e,) mean of the rows (s, e) of a volume's planes, each plane counted alike, of unit length."""
+    mean = np.sum([rows.astype(np.float64).mean(axis=0) for rows in planes if len(rows)], axis=0)
     return mean / np.linalg.norm(mean)
 
 

@@ -17,7 +17,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from m3di.evaluation.results import jsonable
+from m3di.evaluation.results import Refusal, jsonable
 from m3di.evaluation.segmentation import METRICS, TOLERANCE_MM, MaskScores, score_masks
 from m3di.evaluation.statistics import Interval, bootstrap_mean
 from m3di.events import Report
@@ -72,15 +72,6 @@ class PairScores:
     subject: str
     spacing_mm: tuple[float, float, float]
     scores: dict[int, MaskScores]
-
-
-@dataclass(frozen=True)
-class Refusal:
-    """A case that was not scored, and why."""
-
-    case: str
-    code: str
-    message: str
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,17 @@
 """Results as files and other programs take them."""
 
 import math
+from dataclasses import dataclass
 from typing import Any
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A case that was not scored, and why."""
+
+    case: str
+    code: str
+    message: str
 
 
 def jsonable(value: Any) -> Any:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from m3di.evaluation.leaks import mean_embedding
 from m3di.query.answers import IMAGE, TEXT, Answer, Hit, Wanted
 from m3di.query.approximate import WORTH_IT, ApproximateIndex, open_index
 from m3di.query.conditions import allowed_blocks, plane_named_in
@@ -139,7 +140,8 @@ class Searcher:
             vector = self._means[number]
         else:
             planes, slices = self.embeddings.index.slices_of(number)
-            vector = mean_vector([self.model.vectors(volume, planes, slices)[planes == p] for p in range(3)])
+            vectors = self.model.vectors(volume, planes, slices)
+            vector = mean_embedding([vectors[planes == plane] for plane in range(len(PLANES))])
         return self._volumes(vector, wanted, without=number)
 
     def by_scan(self, scan: Path, wanted: Wanted = ANY) -> Answer:
@@ -150,7 +152,7 @@ class Searcher:
         """
         stacks = read_scan_slices(scan, self.store.recipe)
         rows = [self.teacher.encode_images(stack).astype(np.float16) for stack in stacks if len(stack)]
-        return self._volumes(mean_vector(rows), wanted)
+        return self._volumes(mean_embedding(rows), wanted)
 
     def by_vector(self, vector: Floats, wanted: Wanted = ANY, *, part: int = IMAGE, asked: str = "vector") -> Answer:
         """Slices whose rows are nearest to a unit vector (e,) in the teacher's space.
@@ -363,12 +365,6 @@ def _num_possible(source: Part, allowed: npt.NDArray[np.bool_], wanted: Wanted) 
     """How many answers there could be at most."""
     rows = source.index.num_rows() * allowed
     return int(rows.any(axis=1).sum() if wanted.one_per_volume else rows.sum())
-
-
-def mean_vector(planes: list[npt.NDArray[Any]]) -> npt.NDArray[np.float64]:
-    """Embedding of a volume, (e,): the mean of its rows, each plane counted alike, of unit length."""
-    mean = np.sum([rows.astype(np.float64).mean(axis=0) for rows in planes if len(rows)], axis=0)
-    return mean / np.linalg.norm(mean)
 
 
 def _teacher_called(name: str, store: Store) -> str:

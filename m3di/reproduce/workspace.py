@@ -1,6 +1,5 @@
 """The folder of a programme: finished cells, and below `work` what is too large to commit."""
 
-import fcntl
 import json
 import shutil
 from collections.abc import Iterator, Mapping
@@ -12,7 +11,7 @@ from typing import Any, Final
 from m3di.reproduce.cells import Cell, Command
 from m3di.reproduce.datasets import DATASETS
 from stores import atomic
-from stores.errors import LockedError
+from stores.locking import only_holder
 
 ERROR: Final = "error.json"
 COSTS: Final = "costs.jsonl"
@@ -104,10 +103,6 @@ class Workspace:
         with atomic.disk_errors(work):
             work.mkdir(parents=True, exist_ok=True)
             (work / ".gitignore").write_text("*\n")
-        with (work / "reproduce.lock").open("w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                hint = "wait for it, or choose another --out"
-                raise LockedError("E_LOCKED", f"another m3di reproduce works in {self.out}", hint=hint) from error
+        busy, hint = f"another m3di reproduce works in {self.out}", "wait for it, or choose another --out"
+        with only_holder(work / "reproduce.lock", busy=busy, hint=hint):
             yield

@@ -23,7 +23,7 @@ from m3di.networks.registry import create_encoder
 from m3di.networks.weights import load_public_weights
 from m3di.signals import stop_on_signals
 from m3di.tasks.split import share_of
-from m3di.teachers.identity import find_teacher
+from m3di.teachers.identity import dense_facts, find_teacher
 from m3di.training import checkpoint, distributed, runtime, steps
 from m3di.training.average import MovingAverage
 from m3di.training.distributed import World
@@ -128,13 +128,13 @@ def pretrain(
         _require_equal_parts(config, world)
         place = runtime.pick_device(device, local_rank=world.local_rank)
         run, report = world.collect(run)[0], report if world.is_first else ignore
-        _require_trained_teacher(store, settings.random_teacher)
-        embeddings = store.embeddings(store.current()["teacher"])
+        teachers = _teachers(store, config)
+        embeddings = store.embeddings(teachers[0])
         train, held_out = split_store(embeddings, config)
-        reader, sampler = _data(store, embeddings, train, config, place)
-        facts = _facts(config, store, sampler)
+        reader, sampler = _data(store, embeddings, train, teachers, config, place)
+        facts = _facts(config, store, teachers, sampler)
         _require_same_run(run if resume else None, config, facts, world)
-        model = _build(config, store).to(place)
+        model = _build(config, store, teachers, train.index).to(place)
         average = MovingAverage(model, decay=settings.ema_decay) if settings.ema_decay else None
         optimizer = adamw([(model, settings.learning_rate)], weight_decay=settings.weight_decay)
         if world.is_first:
@@ -258,12 +258,18 @@ def split_store(embeddings: EmbeddingStore, config: Config) -> tuple[EmbeddingSt
     return embeddings.select(train), embeddings.select(held_out)
 
 
-def _data(
-    store: Store, embeddings: EmbeddingStore, train: EmbeddingStore, config: Config, device: torch.device
+def _data(  # noqa: PLR0917
+    store: Store,
+    embeddings: EmbeddingStore,
+    train: EmbeddingStore,
+    teachers: Sequence[str],
+    config: Config,
+    device: torch.device,
 ) -> tuple[BatchReader, PlaneSliceSampler]:
     """What reads the training volumes, and what says which; `embeddings` are those of all volumes."""
-    dense = _dense_rows(store) if config.objective.dense_weight else None
-    further = [store.embeddings(teacher) for teacher in _teachers(store, config)[1:]]
+    facts = dense_facts(store, teachers[0]) if config.objective.dense_weight else None
+    dense = store.embeddings(facts["fingerprint"]) if facts else None
+    further = [store.embeddings(teacher) for teacher in teachers[1:]]
     settings = config.pretrain
     weights = None
     if settings.slice_weights:
@@ -325,12 +331,12 @@ def _voxel_sizes(part: EmbeddingStore, store: Store, config: Config) -> Float[Te
     return torch.tensor([store.record(volume).chain(store.recipe).voxel_mm for volume in part.index.volumes])
 
 
-def _build(config: Config, store: Store) -> Model:
+def _build(config: Config, store: Store, teachers: Sequence[str], index: StoreIndex) -> Model:
     """A freshly initialised model: the same seed gives the same weights, the global generator is left alone."""
-    first, *further = (_width(store, teacher) for teacher in _teachers(store, config))
+    first, *further = (_width(store, teacher, index.volumes[0]) for teacher in teachers)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        dense = _dense_facts(store)
+        dense = dense_facts(store, teachers[0])
         spec = DenseSpec.of(dense) if dense else None
         return Model(config, cube_size=store.recipe.cube_size, embedding_dim=first, further_dims=further, dense=spec)
 
@@ -339,8 +345,10 @@ def _teachers(store: Store, config: Config) -> list[str]:
     """Fingerprints of the teachers that teach, the current one first.
 
     Raises:
-        RefusedError: E_CONFIG, when a further one is not known, or named twice.
+        RefusedError: E_CONFIG, when a further one is not known, or named twice; E_WEIGHTS, when the current one was
+            never trained.
     """
+    _require_trained_teacher(store, config.pretrain.random_teacher)
     teachers = [store.current()["teacher"]]
     for name in config.objective.further_teachers:
         teacher = find_teacher(store, name)
@@ -351,24 +359,13 @@ def _teachers(store: Store, config: Config) -> list[str]:
     return teachers
 
 
-def _width(store: Store, teacher: str) -> int:
-    """Width of a teacher's embeddings."""
-    index = store.embeddings(teacher).index
-    rows = store.rows_record(teacher, index.volumes[0]) if len(index) else None
+def _width(store: Store, teacher: str, volume: str) -> int:
+    """Width of a teacher's embeddings, of which a volume has some."""
+    rows = store.rows_record(teacher, volume)
     if rows is None:
         message = f"the store has no embeddings of teacher {teacher[:16]}"
         raise RefusedError("E_STORE", message, hint="run m3di build-store to its end")
     return rows.dim
-
-
-def _dense_facts(store: Store) -> dict[str, Any] | None:
-    """What the teacher's dense rows are; None when the store has none."""
-    return (store.facts("teacher", store.current()["teacher"]) or {}).get("dense")
-
-
-def _dense_rows(store: Store) -> EmbeddingStore | None:
-    facts = _dense_facts(store)
-    return store.embeddings(facts["fingerprint"]) if facts else None
 
 
 def _checkpoint_layers(encoder: nn.Module, name: str) -> None:
@@ -419,23 +416,19 @@ def check_recipe(found: checkpoint.Checkpoint, store: Store) -> None:
         raise RefusedError("E_STORE", message, hint="use the store that the run began with, or begin a new run")
 
 
-def _facts(config: Config, store: Store, sampler: PlaneSliceSampler) -> dict[str, Any]:
+def _facts(config: Config, store: Store, teachers: Sequence[str], sampler: PlaneSliceSampler) -> dict[str, Any]:
     """What a checkpoint says about itself: how to rebuild the encoder, and what it has seen."""
+    records = [store.record(volume) for volume in sampler.index.volumes]
     return {
         "kind": "pretrain",
         "encoder": {"name": config.encoder.name, "options": config.encoder.options},
         "recipe": store.recipe.to_dict(),
-        "teacher": store.current()["teacher"],
-        "further_teachers": _teachers(store, config)[1:],
+        "teacher": teachers[0],
+        "further_teachers": list(teachers[1:]),
         "captioner": store.current()["captioner"],
         "config": config.to_dict(),
         "slice_weights": sampler.slice_weights.digest if sampler.slice_weights is not None else "",
         "store": str(store.path.resolve()),
-        "trained_on": sources_of(store, sampler.index.volumes),
-        "people": people_of(store.record(volume) for volume in sampler.index.volumes),
+        "trained_on": {record.volume: record.source_digest for record in records},
+        "people": people_of(records),
     }
-
-
-def sources_of(store: Store, volumes: Sequence[str]) -> dict[str, str]:
-    """Content digest of each volume's scan, by id: what a leak guard compares."""
-    return {volume: store.record(volume).source_digest for volume in volumes}

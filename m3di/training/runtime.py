@@ -1,7 +1,6 @@
 """The process around a training loop: device, threads, precision, memory, the run folder's log."""
 
 import ctypes
-import fcntl
 import json
 import os
 import resource
@@ -14,7 +13,8 @@ import torch
 
 from m3di.config import Config, FinetuneConfig, PretrainConfig
 from stores import atomic
-from stores.errors import LockedError, RefusedError, ResourceError
+from stores.errors import RefusedError, ResourceError
+from stores.locking import only_holder
 
 METRICS: Final = "metrics.jsonl"
 LOCK: Final = "run.lock"
@@ -105,12 +105,9 @@ def run_locked(run: Path) -> Iterator[None]:
         LockedError: E_LOCKED, when another process holds it.
     """
     run.mkdir(parents=True, exist_ok=True)
-    with (run / LOCK).open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            hint = "wait for it, or choose another --run"
-            raise LockedError("E_LOCKED", f"another process writes to {run}", hint=hint) from error
+    with only_holder(
+        run / LOCK, busy=f"another process writes to {run}", hint="wait for it, or choose another --run"
+    ):
         yield
 
 
