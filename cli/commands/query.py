@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from m3di.query import Answer, Hit, Searcher, Wanted
+    from m3di.query.question import Question
 
 COLUMNS = ("score", "volume", "plane", "slice", "caption")
 
@@ -46,52 +47,73 @@ def query(
     diagnose: Annotated[
         bool, typer.Option("--diagnose", help="instead of a question: what is odd, and how good --run")
     ] = False,
+    html: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="write the answer as a page too, which needs nothing else")
+    ] = None,
+    serve: Annotated[
+        bool, typer.Option("--serve", help="a page to look into the store with, for this machine only")
+    ] = False,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="of --serve [else a free one]")] = 0,
 ) -> None:
     """Find the slices or volumes of a store that are nearest to a text, a slice, an image, a volume or a scan."""
     from m3di.query import Searcher, Wanted
+    from m3di.query.question import Question, ask
 
     is_slice = slice_ is not None
     conditions = [*(where or []), *([f"plane={plane}"] if plane and not is_slice else [])]
     asked = [text is not None, volume is not None or is_slice, image is not None, scan is not None, diagnose]
-    if asked.count(True) != 1:
+    if asked.count(True) != 1 and not (serve and not any(asked)):
         message = "ask with one of: a TEXT, --volume (and --plane and --slice), --image, --scan, --diagnose"
         raise RefusedError("E_CONFIG", message, hint='for example m3di query "liver"')
+    if serve and (html or image or scan or diagnose or approximate):
+        message = "--serve takes a TEXT or --volume to begin with, and no file, --approximate or --diagnose"
+        raise RefusedError("E_CONFIG", message, hint="for example m3di query --serve")
     if is_slice and (volume is None or plane is None):
         raise RefusedError("E_CONFIG", "a slice needs --volume, --plane and --slice", hint="give all three")
+    question = Question(text, volume, plane if is_slice else None, slice_, image, scan)
     wanted = Wanted(top, one_per_volume, tuple(conditions), against, approximate)
     encoder = common.load_config().encoder.name if run else ""
     with Searcher(store_path(store), teacher=teacher, run=run, encoder=encoder, device=common.device) as searcher:
-        if diagnose:
-            _diagnose(common, searcher)
-            return
-        if text is not None:
-            answer = searcher.by_text(text, wanted)
-        elif image is not None:
-            answer = searcher.by_image(image, wanted)
-        elif scan is not None:
-            answer = searcher.by_scan(scan, wanted)
+        if serve:
+            _serve(common, searcher, question, wanted, port)
+        elif diagnose:
+            _diagnose(common, searcher, html)
+        elif html:
+            from m3di.query.page.write import write_answer_page
+
+            _show(common, write_answer_page(searcher, question, wanted, html))
         else:
-            answer = _by_volume(searcher, str(volume), plane, slice_, wanted)
+            _show(common, ask(searcher, question, wanted))
+
+
+def _show(common: Common, answer: "Answer") -> None:
     shown: list[object] = [_hits(answer.results)]
     if answer.same_place:
         shown += ["", "the same place in other subjects", _hits(answer.same_place)]
     common.output.result("query", asdict(answer), *shown, *answer.notes)
 
 
-def _by_volume(
-    searcher: "Searcher", volume: str, plane: str | None, slice_: int | None, wanted: "Wanted"
-) -> "Answer":
-    if plane is None or slice_ is None:
-        return searcher.by_volume(volume, wanted)
-    return searcher.by_slice(volume, plane, slice_, wanted)
+def _serve(common: Common, searcher: "Searcher", question: "Question", wanted: "Wanted", port: int) -> None:
+    from m3di.query.page.contents import Contents
+    from m3di.query.serve import address_of, serve
+
+    def started(url: str) -> None:
+        common.output.result("serve", {"url": url}, url)
+        common.output.event("serving", stop="Ctrl-C")
+
+    serve(Contents(searcher), port=port, asked=address_of(question, wanted), started=started)
 
 
 def _hits(hits: "Sequence[Hit]") -> object:
     return table(COLUMNS, [(hit.score, hit.volume, hit.plane, hit.slice, hit.caption) for hit in hits])
 
 
-def _diagnose(common: Common, searcher: "Searcher") -> None:
+def _diagnose(common: Common, searcher: "Searcher", html: Path | None) -> None:
     from m3di.diagnostics import diagnose, findings
 
     found = diagnose(searcher)
+    if html:
+        from m3di.query.page.write import write_diagnosis_page
+
+        write_diagnosis_page(findings(found), searcher.store.path.resolve().name, html)
     common.output.result("diagnose", found.to_dict(), *(table(*rows, title=title) for title, rows in findings(found)))

@@ -135,9 +135,9 @@ class Searcher:
         Raises:
             RefusedError: E_MISSING, for a volume that is unknown or has no rows.
         """
-        number = self._number(volume)
+        number = self.number_of(volume)
         if self.model is None:
-            vector = self._means[number]
+            vector = self.means[number]
         else:
             planes, slices = self.embeddings.index.slices_of(number)
             vectors = self.model.vectors(volume, planes, slices)
@@ -189,7 +189,7 @@ class Searcher:
         Places are compared in the cubes, which are centred; the nearest slice is taken, within half a stride.
         """
         rows = self.embeddings.index
-        own = self._number(volume)
+        own = self.number_of(volume)
         distance = np.abs(np.arange(8 * rows.valid.shape[-1]) - index)
         reachable = distance <= self.store.recipe.slice_stride // 2
         candidates = np.array([
@@ -227,7 +227,7 @@ class Searcher:
         Raises:
             RefusedError: E_MISSING, for an unknown volume; E_CONFIG, for a slice that has no row.
         """
-        number = self._number(volume)
+        number = self.number_of(volume)
         valid = np.flatnonzero(self.embeddings.index.bits(np.array([number]))[0, plane])
         if index not in valid:
             near = f"; the nearest is {valid[np.abs(valid - index).argmin()]}" if len(valid) else ""
@@ -237,6 +237,25 @@ class Searcher:
         if self.model is not None:
             return self.model.vectors(volume, planes, slices)[0]
         return self.embeddings.gather(np.array([number]), planes[None], slices[None])[0, 0, IMAGE].astype(np.float32)
+
+    def number_of(self, volume: str) -> int:
+        """Position of a volume in the index.
+
+        Raises:
+            RefusedError: E_MISSING, for a volume that is unknown or has no rows.
+        """
+        if not self._numbers:
+            self._numbers = {name: number for number, name in enumerate(self.embeddings.index.volumes)}
+        if volume not in self._numbers:
+            self.store.record(volume)
+            message = f"volume {volume!r} has no rows of teacher {self.embeddings.fingerprint[:16]}"
+            raise RefusedError("E_MISSING", message, hint="run m3di build-store to its end")
+        return self._numbers[volume]
+
+    @cached_property
+    def means(self) -> npt.NDArray[np.float64]:
+        """Embedding of each volume in the order of the index, (n, e) (`Part.means`)."""
+        return self.part(IMAGE).means()
 
     def notes(self, asked: str = "vector") -> tuple[str, ...]:
         """How far the teacher can be trusted, as was measured on held-out volumes, and what a run's part is."""
@@ -278,7 +297,7 @@ class Searcher:
 
     def _volumes(self, vector: npt.NDArray[Any], wanted: Wanted, *, without: int | None = None) -> Answer:
         """Rank whole volumes by their embeddings' cosines with a unit vector (e,)."""
-        scores = self._means @ vector
+        scores = self.means @ vector
         scores[~self._allowed(wanted, self.part(IMAGE)).any(axis=1)] = -np.inf
         scores[~self.embeddings.index.num_rows().any(axis=1)] = -np.inf
         if without is not None:
@@ -304,22 +323,9 @@ class Searcher:
         names = source.index.volumes
         return allowed_blocks(wanted.where, lambda: [self._records[name] for name in names], count=len(names))
 
-    def _number(self, volume: str) -> int:
-        if not self._numbers:
-            self._numbers = {name: number for number, name in enumerate(self.embeddings.index.volumes)}
-        if volume not in self._numbers:
-            self.store.record(volume)
-            message = f"volume {volume!r} has no rows of teacher {self.embeddings.fingerprint[:16]}"
-            raise RefusedError("E_MISSING", message, hint="run m3di build-store to its end")
-        return self._numbers[volume]
-
     @cached_property
     def _records(self) -> dict[str, VolumeRecord]:
         return {record.volume: record for record in self.store.records()}
-
-    @cached_property
-    def _means(self) -> npt.NDArray[np.float64]:
-        return self.part(IMAGE).means()
 
     @cached_property
     def model(self) -> "SliceModel | None":
