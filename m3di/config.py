@@ -24,7 +24,11 @@ PositiveFloat = Annotated[float, Gt(0)]
 
 @dataclasses.dataclass(frozen=True)
 class SourcesConfig:
-    """Where scans may come from, and what is true of those that do not say it themselves."""
+    """Where scans may come from, and what is true of those that do not say it themselves.
+
+    `follow_links` also looks for scans behind symbolic links that lead out of a source. `modality` and `body_part`
+    speak for scans that do not say theirs.
+    """
 
     follow_links: bool = False
     modality: Literal["CT", "MR", "unknown"] = "unknown"
@@ -35,20 +39,25 @@ class SourcesConfig:
 class StorageConfig:
     """How the store is kept, whatever is in it.
 
-    `layout` is for a new store; `change_recipe` redoes the volumes of a store that was built by other settings of
-    `volumes`; `wait_s` is how long to wait for another builder; `allow_network` is the user's word that no other
-    machine writes to a store on a network file system.
+    `layout` is for a new store: compressed, or not, which is read faster. `change_recipe` redoes the volumes of a
+    store that was built by other settings of `volumes`. `wait_s` is how long to wait for another builder.
+    `allow_network` is the user's word that no other machine writes to a store on a network file system.
+    `local_copy` is a folder on a disk of this machine, to which pretraining copies what it reads of the store first;
+    empty for none.
     """
 
     layout: Literal["compact", "uncompressed"] = "compact"
     change_recipe: bool = False
     wait_s: Annotated[float, Ge(0)] = 0.0
     allow_network: bool = False
+    local_copy: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
 class EndpointConfig:
     """The server of `captions.captioner = "endpoint"`: any that speaks OpenAI's chat completions with images.
+
+    `url` is its address, `model` the name of the model as the server knows it, `temperature` how freely it words.
 
     Every `every`-th slice of a plane is sent, as pixels (scaled to `image_px` on the longer side; 0: as stored) and
     fixed words; a caption has at most `max_words` of the model's.
@@ -91,9 +100,10 @@ class EndpointConfig:
 class CaptionsConfig:
     """Who writes the captions, and whether label maps may be used for them.
 
-    `structures` names the anatomy of a label map in the captions: never for a set whose labels will be test data.
-    `file` is the table of `captioner = "table"`, which must speak of every slice if `complete`.
-    `max_tokens` is how long a text of `captioner = "describe"` may be: the teacher's context less its special tokens.
+    `captioner` says who writes: a describer without a model, a server, or a table. `structures` names the anatomy
+    of a label map in the captions: never for a set whose labels will be test data. `file` is the table of
+    `captioner = "table"`, which must speak of every slice if `complete`. `max_tokens` is how long a text of
+    `captioner = "describe"` may be: the teacher's context less its special tokens.
     """
 
     captioner: Literal["describe", "endpoint", "table"] = "describe"
@@ -108,12 +118,13 @@ class CaptionsConfig:
 class TeacherConfig:
     """The frozen 2D model, and how it is fitted to the store's slice-caption pairs first (paper, section 2).
 
-    `fit` chooses the projection heads alone, at `fit_learning_rate`, or both towers whole, at
-    `fit_tower_learning_rate`, `fit_micro_batch` slices of a batch at a time. It takes `fit_steps` steps, and no more
-    than `fit_passes` passes over the pairs, as few pairs are soon learnt by heart; 0 steps leave the model as it is.
-    `fit_slices` slices of all volumes take part, those of the training subjects in the fit, the others in the card.
-    `dense_dim`, when not 0, keeps the patch features of every slice too, reduced to that many principal components of
-    the patches of `dense_slices` training slices.
+    `spec` names the model. `precision` is that of its forward passes; `auto` is what its folder asks for, else the
+    fastest of the device. `fit` chooses the projection heads alone, at `fit_learning_rate`, or both towers whole,
+    at `fit_tower_learning_rate`, `fit_micro_batch` slices of a batch at a time; a batch has `fit_batch_size`
+    slices. It takes `fit_steps` steps, and no more than `fit_passes` passes over the pairs, as few pairs are soon
+    learnt by heart; 0 steps leave the model as it is. `fit_slices` slices of all volumes take part, those of the
+    training subjects in the fit, the others in the card. `dense_dim`, when not 0, keeps the patch features of every
+    slice too, reduced to that many principal components of the patches of `dense_slices` training slices.
     """
 
     spec: str = "embedded"
@@ -147,8 +158,15 @@ class EncoderConfig:
 class PSATConfig:
     """The plane-slice-aware transformer (paper, section 2).
 
+    It has `num_layers` layers of `width` with `num_heads` heads, and `num_queries` queries (Q), of which `pooling`
+    makes one vector. `mode` leaves parts out, as the paper's Table 3 does.
+
     `positions` says how a slice's place is counted: by its index in the cube, whose voxels differ from scan to scan,
-    or in mm from the cube's centre, where the table of places covers `extent_mm`.
+    or in mm from the cube's centre, where the table of places covers `extent_mm`. The table starts at 0, or at random
+    with the deviation `position_std`.
+
+    The MLP has `mlp_dim` hidden channels (0: four times the width) and `activation`. `norm` says what a layer's steps
+    normalise, their queries first or their sum. `dropout` is that of what a step adds.
     """
 
     width: Positive = 512
@@ -159,13 +177,19 @@ class PSATConfig:
     mode: Literal["full", "no_position", "linear"] = "full"
     positions: Literal["index", "mm"] = "index"
     extent_mm: PositiveFloat = 400.0
+    mlp_dim: Annotated[int, Ge(0)] = 0
+    norm: Literal["pre", "post"] = "pre"
+    activation: Literal["gelu", "relu"] = "gelu"
+    dropout: Annotated[float, Ge(0), Lt(1)] = 0.0
+    position_std: Annotated[float, Ge(0)] = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
 class ObjectiveConfig:
     """What pretraining minimises: the sum of its terms, each with a weight; a weight of 0 leaves the term out.
 
-    `kind` is how the vectors of slices are aligned with the teacher's image and text rows, two terms. `soft` gives
+    `kind` is how the vectors of slices are aligned with the teacher's image and text rows, two terms, which weigh
+    `image_weight` and `text_weight`. `soft` gives
     the share `soft_share` of each row's target to the rows that the teacher finds alike, at `soft_temperature`.
     `transport` moves the share `transport_mass` of a batch, smoothed by `transport_regularisation`, the plan found in
     `transport_iterations` steps. `further_teachers` are those whose rows the store keeps beside the current one's,
@@ -196,18 +220,29 @@ class ObjectiveConfig:
 class PretrainConfig:
     """Pretraining: sizes, optimiser, schedule, and how often to look, log and save (in steps).
 
+    A step draws `slices_per_volume` slices (K) of every volume of its batch, those of axial, coronal and sagittal
+    planes as often as `plane_weights` say. A run lasts `max_steps`, or else `epochs` passes over the volumes.
+
+    AdamW learns at `learning_rate` with `weight_decay`. The rate rises over the first `warmup_fraction` of the run,
+    and then stays or falls to nothing by `schedule`. Gradients are cut to the norm `max_gradient_norm`.
+    `intensity_augmentation` changes contrast and brightness of the volumes a little. `precision` is that of the
+    forward pass. `compile` has torch compile the model. A run looks at held-out volumes every `evaluate_every` steps,
+    saves every `checkpoint_every`, and logs every `log_every`.
+
     `batch_size` is that of all processes together. Each process cuts its share into `accumulation` parts, of which
     one at a time is held in memory with its gradient; the contrastive loss still sees the whole batch.
     `gradient_checkpointing` computes the encoder's layers again in the backward pass. `ema_decay`, when not 0, keeps
     a moving average of the weights, which is evaluated, and saved beside them as `ema`. `tensorboard` writes the
     metrics as TensorBoard events too. `random_teacher` allows a store whose teacher was never trained: a control
     experiment. `slice_weights` is a file of `m3di captions audit --out`, by which the chance of slices is multiplied;
-    empty for none.
+    empty for none. `leave_out` keeps the people out whom tasks test: each entry is `TASK:DATA`, divided by these
+    settings (`split`), or a fine-tuning run.
     """
 
     slices_per_volume: Positive = 8
     plane_weights: tuple[Annotated[float, Ge(0)], Annotated[float, Ge(0)], Annotated[float, Ge(0)]] = (1.0, 1.0, 1.0)
     slice_weights: str = ""
+    leave_out: tuple[str, ...] = ()
     batch_size: Positive = 32
     accumulation: Positive = 1
     epochs: Positive = 300
@@ -233,9 +268,14 @@ class PretrainConfig:
 class FinetuneConfig:
     """Fine-tuning of a network on a task with labels.
 
-    `options` go to the network's constructor. The encoder learns at `encoder_learning_rate`, by default
-    `encoder_rate_factor` times `learning_rate`; for the first `freeze_fraction` of the steps it does not learn at all
-    (1: a linear probe). `deep_supervision` adds the losses of coarser maps where the network has them.
+    `options` go to the network's constructor. A step sees `batch_size` volumes; a run lasts `max_steps`, or else
+    `epochs` passes. `label_fraction` is the share of the training subjects whose labels are used.
+
+    AdamW learns at `learning_rate` with `weight_decay`; `schedule`, `warmup_fraction`, `max_gradient_norm`,
+    `precision`, `compile`, `evaluate_every`, `checkpoint_every` and `log_every` are as in pretraining. The encoder
+    learns at `encoder_learning_rate`, by default `encoder_rate_factor` times `learning_rate`; for the first
+    `freeze_fraction` of the steps it does not learn at all (1: a linear probe). `deep_supervision` adds the losses
+    of coarser maps where the network has them.
 
     `intensity_augmentation` changes gamma, contrast and brightness; `affine_augmentation` turns, scales and shifts a
     little; `flip_axes` mirrors along axes of the cube (`x`: left and right).
@@ -281,8 +321,10 @@ class FinetuneConfig:
 class SplitConfig:
     """Subject-wise split of each dataset into training, validation and test (paper, section 3.1).
 
-    For fine-tuning only: `own` honours the split that a set brings along; `folds`, when not 0, makes a
-    cross-validation instead, in which `fold` is the test share.
+    `ratios` are the shares of the three; another `seed` is another split.
+
+    For tasks alone (fine-tuning, and `pretrain.leave_out`): `own` honours the split that a set brings along; `folds`,
+    when not 0, makes a cross-validation instead, in which `fold` is the test share.
     """
 
     ratios: tuple[Fraction, Fraction, Fraction] = (0.7, 0.1, 0.2)
@@ -294,14 +336,18 @@ class SplitConfig:
 
 @dataclasses.dataclass(frozen=True)
 class EvaluateConfig:
-    """Metrics. `tolerance_mm` is how far apart borders may lie for surface Dice."""
+    """Metrics. `tolerance_mm` is how far apart borders may lie for surface Dice.
+
+    `pictures` is how many of the worst cases a report shows, each predicted once more.
+    """
 
     tolerance_mm: Annotated[float, Ge(0)] = 2.0
+    pictures: Annotated[int, Ge(0)] = 4
 
 
 @dataclasses.dataclass(frozen=True)
 class PredictConfig:
-    """Predictions.
+    """Predictions of scans.
 
     `format` is that of masks: NIfTI, or DICOM SEG for scans that are DICOM. `probabilities` keeps those of every
     class beside the mask. `overview` draws a picture of every scan.
@@ -322,8 +368,22 @@ class PredictConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class ExportConfig:
+    """What the files of `m3di export` say that no run knows.
+
+    `license` is that of the weights, as hubs write it (`cc-by-4.0`); it depends on the data. `data` describes the data
+    in words that may be published. `spacing_mm` is the edge of the voxels that nnU-Net shall resample to; by default
+    the median of the run's training cubes.
+    """
+
+    license: str = ""
+    data: str = ""
+    spacing_mm: PositiveFloat | None = None
+
+
+@dataclasses.dataclass(frozen=True)
 class Config:
-    """All settings."""
+    """All settings; `seed` is that of everything random."""
 
     seed: int = 0
     sources: SourcesConfig = dataclasses.field(default_factory=SourcesConfig)
@@ -339,6 +399,7 @@ class Config:
     split: SplitConfig = dataclasses.field(default_factory=SplitConfig)
     evaluate: EvaluateConfig = dataclasses.field(default_factory=EvaluateConfig)
     predict: PredictConfig = dataclasses.field(default_factory=PredictConfig)
+    export: ExportConfig = dataclasses.field(default_factory=ExportConfig)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the settings as JSON-ready values; `validate` reads them back."""
@@ -412,10 +473,16 @@ def _unknown(cls: Any, fields: Mapping[str, Any], prefix: str) -> Iterator[str]:
     known = {field.name: field.type for field in dataclasses.fields(cls)}
     for name, value in fields.items():
         if name not in known:
-            near = get_close_matches(name, known, n=1)
-            yield f"{prefix}{name} is not a setting" + (f" (did you mean {prefix}{near[0]}?)" if near else "")
+            near = [f"{prefix}{one}" for one in get_close_matches(name, known, n=1)] or _elsewhere(name)
+            yield f"{prefix}{name} is not a setting" + (f" (did you mean {' or '.join(near)}?)" if near else "")
         elif dataclasses.is_dataclass(known[name]) and isinstance(value, Mapping):
             yield from _unknown(known[name], value, f"{prefix}{name}.")
+
+
+def _elsewhere(name: str) -> list[str]:
+    """Settings of that name in other places: who writes `max_steps` means one of them."""
+    inner = {field.name: field.type for field in dataclasses.fields(Config) if dataclasses.is_dataclass(field.type)}
+    return [f"{place}.{name}" for place, cls in inner.items() if name in {f.name for f in dataclasses.fields(cls)}]
 
 
 def _setting(text: str) -> dict[str, Any]:

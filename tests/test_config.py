@@ -58,7 +58,8 @@ AUTHOR = {
     "objective.reconstruction_weight": 1.0, "objective.dense_weight": 0.0, "psat.width": 768, "psat.num_layers": 6,
     "psat.num_heads": 8, "psat.num_queries": 300, "psat.pooling": "query0", "pretrain.learning_rate": 1e-5,
     "pretrain.weight_decay": 1e-5, "pretrain.batch_size": 10, "pretrain.epochs": 100,
-    "pretrain.slices_per_volume": 1,
+    "pretrain.slices_per_volume": 1, "encoder.name": "nnformer", "psat.norm": "post", "psat.activation": "relu",
+    "psat.dropout": 0.1, "psat.mlp_dim": 8, "psat.position_std": 1.0,
 }  # fmt: skip
 
 

@@ -10,7 +10,7 @@ deviation an eighth of the window), slab by slab: of all windows only those that
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
@@ -69,7 +69,7 @@ def part_chain(chain: CubeChain, box: Box) -> CubeChain:
         start[along] = source.shape[along] - box.stop[axis] if chain.flips[axis] else box.start[axis]
     affine = source.affine.copy()
     affine[:3, 3] = source.affine[:3, :3] @ np.array(start, np.float64) + source.affine[:3, 3]
-    return CubeChain(Geometry((shape[0], shape[1], shape[2]), affine), chain.cube_size, chain.two_step)
+    return replace(chain, source=Geometry((shape[0], shape[1], shape[2]), affine))
 
 
 def blend(volume: Volume, recipe: Recipe, boxes: Sequence[Box], score: Score) -> Iterator[tuple[slice, Floats]]:

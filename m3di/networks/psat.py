@@ -19,6 +19,9 @@ from stores.errors import RefusedError
 MODES: Final = ("full", "no_position", "linear")
 POOLINGS: Final = ("mean", "query0", "attention")
 POSITIONS: Final = ("index", "mm")
+NORMS: Final = ("pre", "post")
+ACTIVATIONS: Final = {"gelu": nn.GELU, "relu": nn.ReLU}
+MLP_RATIO: Final = 4
 QUERY_STD = 0.02
 
 
@@ -26,7 +29,8 @@ class PlaneSliceAwareTransformer(nn.Module):
     """Predict the embedding of a slice from the tokens of its volume and the slice's place.
 
     Learnable queries, with the plane-slice embedding added, attend to each other, then to the volume tokens
-    with the same embedding added, then pass an MLP; each step is residual and normalises its queries first.
+    with the same embedding added, then pass an MLP; each step is residual and normalises its queries first, or, with
+    `norm="post"`, what comes out.
 
     Deviation: the paper names no map from the encoder's channels to PSAT's width, which differ; there is a
     linear one. It does not say how Q outputs become one vector; `pooling` offers three ways.
@@ -39,7 +43,7 @@ class PlaneSliceAwareTransformer(nn.Module):
         num_heads: Attention heads.
         num_slices: Slice positions of a plane (J): the recipe's cube size.
         num_planes: Planes (I).
-        mlp_ratio: Hidden channels of the MLP, as a multiple of `width`.
+        mlp_dim: Hidden channels of the MLP; 0 for four times `width`.
         pooling: `mean` of all queries, `query0` alone (as in the author's later code), or `attention`, a
             learned weighted mean that starts as the mean.
         num_layers: Times that the three steps are repeated, each with its own weights.
@@ -48,10 +52,14 @@ class PlaneSliceAwareTransformer(nn.Module):
         positions: How a slice's place is counted: by its `index` in the cube, or in `mm` from the cube's centre,
             between two entries of the table by linear interpolation. Cubes of unlike voxels then agree on places.
         extent_mm: What the table covers with `mm`; places beyond it are its ends.
+        norm: `pre` or `post`: what a step normalises, its queries or its sum.
+        activation: Of the MLP, `gelu` or `relu`.
+        dropout: Of what a step adds. Attention weights keep their sum of 1, which the shared form rests on.
+        position_std: Standard deviation of the plane-slice embedding at the start; the paper's is 0.
 
     Raises:
-        RefusedError: E_CONFIG, for an unknown mode, pooling or kind of positions, no layer, or heads that do not
-            divide the width.
+        RefusedError: E_CONFIG, for an unknown mode, pooling, kind of positions, norm or activation, no layer, or
+            heads that do not divide the width.
     """
 
     def __init__(
@@ -64,15 +72,22 @@ class PlaneSliceAwareTransformer(nn.Module):
         num_heads: int = 8,
         num_slices: int = 128,
         num_planes: int = 3,
-        mlp_ratio: int = 4,
+        mlp_dim: int = 0,
         pooling: str = "mean",
         num_layers: int = 1,
         mode: str = "full",
         positions: str = "index",
         extent_mm: float = 400.0,
+        norm: str = "pre",
+        activation: str = "gelu",
+        dropout: float = 0.0,
+        position_std: float = 0.0,
     ) -> None:
         super().__init__()
-        _require_choices(mode=(mode, MODES), pooling=(pooling, POOLINGS), positions=(positions, POSITIONS))
+        _require_choices(
+            mode=(mode, MODES), pooling=(pooling, POOLINGS), positions=(positions, POSITIONS), norm=(norm, NORMS),
+            activation=(activation, tuple(ACTIVATIONS)),
+        )  # fmt: skip
         _require_sizes(width=width, num_heads=num_heads, num_layers=num_layers)
         self.mode = mode
         self.pooling = pooling
@@ -86,9 +101,15 @@ class PlaneSliceAwareTransformer(nn.Module):
         nn.init.trunc_normal_(self.queries, std=QUERY_STD)
         if mode == "full":
             self.position = nn.Parameter(torch.zeros(num_planes, num_slices, width))
+            if position_std:
+                nn.init.normal_(self.position, std=position_std)
         self.layers = nn.ModuleList(
-            PSATLayer(width, num_heads=num_heads, mlp_ratio=mlp_ratio) for _ in range(num_layers)
-        )
+            PSATLayer(
+                width, num_heads=num_heads, mlp_dim=mlp_dim or MLP_RATIO * width, norm=norm, activation=activation,
+                dropout=dropout,
+            )
+            for _ in range(num_layers)
+        )  # fmt: skip
         self.norm = nn.LayerNorm(width)
         if pooling == "attention":
             self.pool_score = nn.Parameter(torch.zeros(width))
@@ -171,17 +192,25 @@ class PSATLayer(nn.Module):
     Args:
         width: Channels.
         num_heads: Attention heads; divide `width`.
-        mlp_ratio: Hidden channels of the MLP, as a multiple of `width`.
+        mlp_dim: Hidden channels of the MLP.
+        norm: What each step normalises: its queries (`pre`) or its sum (`post`).
+        activation: Of the MLP, a name in `ACTIVATIONS`.
+        dropout: Of what each step adds.
     """
 
-    def __init__(self, width: int, *, num_heads: int, mlp_ratio: int) -> None:
+    def __init__(
+        self, width: int, *, num_heads: int, mlp_dim: int, norm: str = "pre", activation: str = "gelu",
+        dropout: float = 0.0,
+    ) -> None:  # fmt: skip
         super().__init__()
+        self.norm = norm
+        self.dropout = nn.Dropout(dropout)
         self.self_norm = nn.LayerNorm(width)
         self.self_attention = AttentionMaps(width, num_heads=num_heads)
         self.cross_norm = nn.LayerNorm(width)
         self.cross_attention = AttentionMaps(width, num_heads=num_heads)
         self.mlp_norm = nn.LayerNorm(width)
-        self.mlp = nn.Sequential(nn.Linear(width, mlp_ratio * width), nn.GELU(), nn.Linear(mlp_ratio * width, width))
+        self.mlp = nn.Sequential(nn.Linear(width, mlp_dim), ACTIVATIONS[activation](), nn.Linear(mlp_dim, width))
 
     def forward(
         self,
@@ -199,10 +228,21 @@ class PSATLayer(nn.Module):
             position: Plane-slice embedding of each slice.
             num_read: Queries whose result is wanted; the others take part in self-attention only.
         """
-        normed = self.self_norm(queries)
-        queries = queries[:, :, :num_read] + self._attend_queries(normed[:, :, :num_read], normed)
-        queries = queries + self._attend_volume(self.cross_norm(queries), memory, position)
-        return queries + self.mlp(self.mlp_norm(queries))
+        among = self._before(self.self_norm, queries)
+        added = self._attend_queries(among[:, :, :num_read], among)
+        queries = self._sum(self.self_norm, queries[:, :, :num_read], added)
+        added = self._attend_volume(self._before(self.cross_norm, queries), memory, position)
+        queries = self._sum(self.cross_norm, queries, added)
+        return self._sum(self.mlp_norm, queries, self.mlp(self._before(self.mlp_norm, queries)))
+
+    def _before(self, norm: nn.Module, queries: Float[Tensor, "b k q w"]) -> Float[Tensor, "b k q w"]:
+        return norm(queries) if self.norm == "pre" else queries
+
+    def _sum(
+        self, norm: nn.Module, queries: Float[Tensor, "b k r w"], added: Float[Tensor, "b k r w"]
+    ) -> Float[Tensor, "b k r w"]:
+        total = queries + self.dropout(added)
+        return norm(total) if self.norm == "post" else total
 
     def _attend_queries(
         self, read: Float[Tensor, "b k r w"], queries: Float[Tensor, "b k q w"]

@@ -42,10 +42,11 @@ def _nnformer_blocks(theirs: str, ours: str) -> Rules:
 
 # fmt: off
 RULES: Final[dict[str, Rules]] = {
-    # github.com/Tencent/MedicalNet: the names of torchvision's ResNet.
+    # github.com/Tencent/MedicalNet: the names of torchvision's ResNet; Med3D's segmentation head where there is one.
     "medicalnet": (
         (r"(?:module\.)?((?:conv1|bn1|layer[1-4]\.\d+\.\w+)\..+)", r"encoder.\1"),
-        (r"(?:module\.)?(?:conv_seg|fc)\..+", None),
+        (r"(?:module\.)?conv_seg\.([01346]\..+)", r"decoder.conv_seg.\1"),
+        (r"(?:module\.)?fc\..+", None),
     ),
     # MONAI's self-supervised SwinUNETR, `model_swinvit.pt`, with the heads of its pretext tasks.
     "swin": (

@@ -11,7 +11,7 @@ import torch
 from m3di.build import commit_volumes
 from m3di.config import SplitConfig
 from m3di.events import Check, Report, go_on
-from m3di.tasks.split import SHARES, Share, complete, fold_of, nested_part, share_of, split_subjects
+from m3di.tasks.split import SHARES, Owner, Share, complete, fold_of, nested_part, share_of, split_subjects
 from m3di.tasks.task import Kind, Task
 from m3di.types import Float, Int64, Tensor
 from m3di.volumes.cases import Case
@@ -115,9 +115,9 @@ def prepare_task(
     path = folder / f"{task.layout}-{key[:12]}"
     with Store.create_or_open(path, mine, wait_s=WAIT_S) as store:
         stale = [case for case in task.cases if not _is_up_to_date(case, store, report)]
-        _, refused = commit_volumes(store, stale, workers=workers, strict=False, report=report, check=check)
+        done = commit_volumes(store, stale, workers=workers, strict=False, report=report, check=check)
         store.write_quarantine_table()
-    return path, refused
+    return path, done.refused
 
 
 def _is_up_to_date(case: Case, store: Store, report: Report) -> bool:
@@ -160,7 +160,7 @@ def split_task(cubes: TaskData, task: Task, split: SplitConfig, *, label_fractio
         RefusedError: E_SPLIT, when there are too few subjects, or training lacks a class.
     """
     owners = [(record.dataset, record.subject) for record in cubes.records]
-    shares = _shares(owners, task, split)
+    shares = shares_of(owners, task, split)
     positions = {share: [i for i, one in enumerate(shares) if one == share] for share in SHARES}
     classes = cubes.targets or (0,) * len(owners)
     of_subject = {owners[i][1]: classes[i] for i in positions["train"]}
@@ -172,7 +172,12 @@ def split_task(cubes: TaskData, task: Task, split: SplitConfig, *, label_fractio
     return found
 
 
-def _shares(owners: Sequence[tuple[str, str]], task: Task, split: SplitConfig) -> list[Share]:
+def shares_of(owners: Sequence[Owner], task: Task, split: SplitConfig) -> list[Share]:
+    """The share of every (dataset, subject) of a task, in the order given.
+
+    Raises:
+        RefusedError: As `fold_of` and `split_subjects`.
+    """
     if split.folds:
         return fold_of(owners, folds=split.folds, fold=split.fold, ratios=split.ratios, seed=split.seed)
     if split.own and task.own_split:

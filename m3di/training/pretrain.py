@@ -4,7 +4,7 @@ Alone, or as one of several processes that torchrun starts (`m3di.training.distr
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,12 +22,14 @@ from m3di.networks.psat import PlaneSliceAwareTransformer
 from m3di.networks.registry import create_encoder
 from m3di.networks.weights import load_public_weights
 from m3di.signals import stop_on_signals
-from m3di.tasks.split import share_of
+from m3di.storage import to_train_from
+from m3di.tasks.split import Owner, share_of
 from m3di.teachers.identity import dense_facts, find_teacher
 from m3di.training import checkpoint, distributed, runtime, steps
 from m3di.training.average import MovingAverage
 from m3di.training.distributed import World
 from m3di.training.held_out import HeldOutScores, look
+from m3di.training.leave_out import people_left_out
 from m3di.training.loader import BatchReader, prefetch
 from m3di.training.objectives import DenseSpec, LocalObjective, PooledObjective, TeachersObjective
 from m3di.training.optimiser import adamw, apply_gradients, load_state, set_rate
@@ -96,6 +98,7 @@ class PretrainSummary:
     num_held_out: int
     retrieval: RetrievalScores | None
     localisation: LocalisationScores | None
+    num_left_out: int = 0  # people of the store whom `pretrain.leave_out` kept out
     is_first: bool = True  # of the run's processes: the one that reports
 
 
@@ -122,17 +125,17 @@ def pretrain(
     settings = config.pretrain
     runtime.prepare_process()
     with (
-        distributed.join() as world, Store(store_path) as store, stop_on_signals() as stop, runtime.memory_named(),
-        ExitStack() as held,
+        distributed.join() as world, Store(to_train_from(store_path, config.storage)) as store,
+        stop_on_signals() as stop, runtime.memory_named(), ExitStack() as held,
     ):  # fmt: skip
         _require_equal_parts(config, world)
         place = runtime.pick_device(device, local_rank=world.local_rank)
         run, report = world.collect(run)[0], report if world.is_first else ignore
         teachers = _teachers(store, config)
         embeddings = store.embeddings(teachers[0])
-        train, held_out = split_store(embeddings, config)
+        train, held_out, num_left_out = _split(store, embeddings, config, world)
         reader, sampler = _data(store, embeddings, train, teachers, config, place)
-        facts = _facts(config, store, teachers, sampler)
+        facts = _facts(config, store, teachers, sampler) | {"store": str(store_path.resolve())}
         _require_same_run(run if resume else None, config, facts, world)
         model = _build(config, store, teachers, train.index).to(place)
         average = MovingAverage(model, decay=settings.ema_decay) if settings.ema_decay else None
@@ -147,7 +150,10 @@ def pretrain(
         total = runtime.total_samples(settings, len(train))
 
         samples_seen, scores = begun, None
-        report("begin", run=str(run), samples_seen=begun, total=total, train=len(train), held_out=len(held_out))
+        report(
+            "begin", run=str(run), samples_seen=begun, total=total, train=len(train), held_out=len(held_out),
+            left_out=num_left_out,
+        )  # fmt: skip
         started = time.perf_counter()
         for batch in prefetch(
             reader, sampler, start=begun, stop=total, batch_size=settings.batch_size, rank=world.rank,
@@ -191,7 +197,7 @@ def pretrain(
         return PretrainSummary(
             run, samples_seen, len(train), len(held_out),
             retrieval=scores.retrieval if scores else None, localisation=scores.localisation if scores else None,
-            is_first=world.is_first,
+            num_left_out=num_left_out, is_first=world.is_first,
         )  # fmt: skip
 
 
@@ -212,7 +218,11 @@ def _require_same_clock(begun: int, run: Path, world: World) -> None:
 
 
 def _require_same_run(run: Path | None, config: Config, facts: Mapping[str, Any], world: World) -> None:
-    """Refuse processes with unlike slice weights, and to continue a run with others, or with code it alone names."""
+    """Refuse processes with unlike slice weights, and to continue a run that does not fit the settings.
+
+    These are one of other slice weights, of code that it alone names, of other teachers, and one that was trained on
+    volumes which are now held out: its next checkpoint would not tell of them.
+    """
     digest = facts["slice_weights"]
     if set(world.collect(digest)) != {digest}:
         message = "not every process of the run reads the same file of pretrain.slice_weights"
@@ -235,6 +245,10 @@ def _require_same_run(run: Path | None, config: Config, facts: Mapping[str, Any]
             f"{found.folder} was trained with ({known or 'none'})"
         )
         raise RefusedError("E_CONFIG", message, hint="give the run its own file, or begin a new run")
+    gone = sorted(found.facts["trained_on"].keys() - facts["trained_on"].keys())
+    if gone:
+        message = f"{found.folder} was trained on {len(gone)} volumes that these settings hold out: {gone[0]}, ..."
+        raise RefusedError("E_CONFIG", message, hint="give the run its own split and leave_out, or begin a new run")
 
 
 def _require_trained_teacher(store: Store, allowed: bool) -> None:
@@ -245,17 +259,31 @@ def _require_trained_teacher(store: Store, allowed: bool) -> None:
         raise RefusedError("E_WEIGHTS", message, hint=hint)
 
 
-def split_store(embeddings: EmbeddingStore, config: Config) -> tuple[EmbeddingStore, EmbeddingStore]:
-    """The rows of the training subjects, and of the held-out ones (validation and test shares together).
+def _split(
+    store: Store, embeddings: EmbeddingStore, config: Config, world: World
+) -> tuple[EmbeddingStore, EmbeddingStore, int]:
+    """The training and the held-out rows, and how many people are left out; the first process looks who they are."""
+    left_out = world.collect(people_left_out(store, config) if world.is_first else frozenset())[0]
+    train, held_out = split_store(embeddings, config, left_out)
+    return train, held_out, len(left_out)
+
+
+def split_store(
+    embeddings: EmbeddingStore, config: Config, left_out: Set[Owner] = frozenset()
+) -> tuple[EmbeddingStore, EmbeddingStore]:
+    """The rows of the training subjects, and of the held-out ones (validation and test shares, and who is left out).
 
     Fine-tuning splits the same datasets the same way, so its test subjects are never pretrained on.
     """
     index = embeddings.index
     owners = list(zip(index.datasets, index.subjects, strict=True))
     shares = share_of(owners, ratios=config.split.ratios, seed=config.split.seed)
-    train = [i for i, share in enumerate(shares) if share == "train"]
-    held_out = [i for i, share in enumerate(shares) if share != "train"]
-    return embeddings.select(train), embeddings.select(held_out)
+    trains = [share == "train" and owner not in left_out for owner, share in zip(owners, shares, strict=True)]
+    train = [i for i, one in enumerate(trains) if one]
+    if not train:
+        message = "pretrain.leave_out and split.ratios leave nobody to pretrain on"
+        raise RefusedError("E_SPLIT", message, hint="add volumes to the store, or leave out fewer people")
+    return embeddings.select(train), embeddings.select([i for i, one in enumerate(trains) if not one])
 
 
 def _data(  # noqa: PLR0917
@@ -428,7 +456,6 @@ def _facts(config: Config, store: Store, teachers: Sequence[str], sampler: Plane
         "captioner": store.current()["captioner"],
         "config": config.to_dict(),
         "slice_weights": sampler.slice_weights.digest if sampler.slice_weights is not None else "",
-        "store": str(store.path.resolve()),
         "trained_on": {record.volume: record.source_digest for record in records},
         "people": people_of(records),
     }

@@ -57,6 +57,63 @@ def test_outputs_and_all_gradients_equal_the_literal_form(mode, pooling, num_lay
         torch.testing.assert_close(fast[name], value, rtol=1e-9, atol=1e-10, msg=lambda m, name=name: f"{name}: {m}")
 
 
+AUTHOR = {"norm": "post", "activation": "relu", "mlp_dim": 3, "pooling": "query0", "num_layers": 3}
+
+
+@pytest.mark.parametrize("options", [AUTHOR, {**AUTHOR, "pooling": "mean"}, {"activation": "relu", "mlp_dim": 5}])
+@settings(max_examples=5, deadline=None)
+@given(seed=st.integers(0, 2**31), k=st.integers(1, 3))
+def test_layers_that_normalise_their_sums_equal_the_literal_form(options, seed, k):
+    psat = tiny_psat(seed, **options)
+    assert psat.layers[0].mlp[0].out_features == options["mlp_dim"]
+    inputs = case(seed, 2, 4, k)
+    fast = outputs_and_gradients(psat, psat, *inputs)
+    expected = outputs_and_gradients(lambda *args: literal.predict(psat, *args), psat, *inputs)
+    for name, value in expected.items():
+        torch.testing.assert_close(fast[name], value, rtol=1e-9, atol=1e-10, msg=lambda m, name=name: f"{name}: {m}")
+
+
+def test_a_post_norm_layer_is_pytorchs_decoder_layer():
+    """With the volume and its place as memory; PyTorch's keys have a bias, which the softmax does not see."""
+    layer = tiny_psat(num_layers=1, norm="post", activation="relu", mlp_dim=3).layers[0]
+    theirs = torch.nn.TransformerDecoderLayer(8, 2, 3, dropout=0.0, batch_first=True).double()
+    named = dict(zip(("self_attn", "multihead_attn"), (layer.self_attention, layer.cross_attention), strict=True))
+    with torch.no_grad():
+        for name, maps in named.items():
+            attention = theirs.get_submodule(name)
+            attention.in_proj_weight.copy_(torch.cat([maps.query.weight, maps.key.weight, maps.value.weight]))
+            attention.in_proj_bias.copy_(torch.cat([maps.query.bias, torch.ones(8), maps.value.bias]))
+            attention.out_proj.load_state_dict(maps.output.state_dict())
+        for number, norm in enumerate((layer.self_norm, layer.cross_norm, layer.mlp_norm), start=1):
+            theirs.get_submodule(f"norm{number}").load_state_dict(norm.state_dict())
+        theirs.linear1.load_state_dict(layer.mlp[0].state_dict())
+        theirs.linear2.load_state_dict(layer.mlp[2].state_dict())
+        generator = torch.Generator().manual_seed(5)
+        queries, memory, position = (
+            torch.randn(shape, generator=generator, dtype=torch.float64)
+            for shape in ((1, 1, 4, 8), (1, 5, 8), (1, 1, 8))
+        )
+        expected = theirs(queries[0], memory + position)
+        torch.testing.assert_close(layer(queries, memory, position)[0], expected)
+
+
+def test_what_a_step_adds_is_dropped_in_training_only():
+    psat = tiny_psat(dropout=0.5)
+    tokens, plane, index = case()
+    evaluated = psat.eval()(tokens, plane, index)
+    torch.testing.assert_close(evaluated, tiny_psat()(tokens, plane, index))
+    psat.train()
+    torch.manual_seed(0)
+    assert not torch.allclose(psat(tokens, plane, index), psat(tokens, plane, index))
+
+
+def test_places_may_start_at_random():
+    options = {"embedding_dim": 5, "width": 64, "num_heads": 2, "num_queries": 2, "num_slices": 100}
+    assert not PlaneSliceAwareTransformer(TOKEN_DIM, **options).position.any(), "the paper's start"
+    drawn = PlaneSliceAwareTransformer(TOKEN_DIM, **options, position_std=0.5).position
+    assert drawn.std().item() == pytest.approx(0.5, rel=0.05)
+
+
 @settings(max_examples=20, deadline=None)
 @given(seed=st.integers(0, 2**31), b=st.integers(1, 2), k=st.integers(1, 3), extent_mm=st.floats(5, 40))
 def test_places_in_mm_equal_the_literal_form_too(seed, b, k, extent_mm):

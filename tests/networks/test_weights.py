@@ -61,9 +61,46 @@ def test_medicalnet(tmp_path):
         torch.testing.assert_close(own[name.removeprefix("module.")], value, rtol=0, atol=0)
 
 
-def test_a_segmentation_head_of_medicalnet_is_left_out(tmp_path):
-    state = medicalnet10() | {"module.conv_seg.0.weight": torch.zeros(1)}
-    load_public_weights(create_encoder("medicalnet", cube_size=16, depth=10), f"medicalnet:{saved(tmp_path, state)}")
+def med3d10(classes=2, prefix="module."):
+    """The same with Med3D's segmentation head, `conv_seg`, by the names and shapes of the reference's `resnet.py`."""
+    head = {
+        "conv_seg.0.weight": (512, 32, 2, 2, 2), "conv_seg.0.bias": (32,), **_norm("conv_seg.1", 32),
+        "conv_seg.3.weight": (32, 32, 3, 3, 3), **_norm("conv_seg.4", 32),
+        "conv_seg.6.weight": (classes, 32, 1, 1, 1),
+    }  # fmt: skip
+    counters = {f"{prefix}conv_seg.{n}.num_batches_tracked": torch.tensor(7) for n in (1, 4)}
+    backbone = {name.replace("module.", prefix): value for name, value in medicalnet10().items()}
+    return backbone | tensors({prefix + name: shape for name, shape in head.items()}, seed=2) | counters
+
+
+@pytest.mark.parametrize("prefix", ["module.", ""])
+def test_a_segmentation_head_of_medicalnet_fits_med3d_and_an_encoder_leaves_it_out(tmp_path, prefix):
+    state = med3d10(prefix=prefix)
+    spec = f"medicalnet:{saved(tmp_path, state)}"
+    encoder = create_encoder("medicalnet", cube_size=16, depth=10)
+    load_public_weights(encoder, spec)
+    whole = create_segmentation("med3d", cube_size=16, num_classes=2, depth=10)
+    load_public_weights(whole, spec)
+    own = whole.state_dict()
+    for name, value in state.items():
+        part = "decoder" if "conv_seg" in name else "encoder"
+        assert torch.equal(own[f"{part}.{name.removeprefix(prefix)}"], value)
+    assert all(torch.equal(own[f"encoder.{name}"], value) for name, value in encoder.state_dict().items())
+    learnt = [name for name in state if "running" not in name and "num_batches" not in name]
+    assert sum(state[name].numel() for name in learnt) == 14_355_520 + 158_944, (
+        "the reference's count, and its head's"
+    )
+
+
+def test_a_head_for_other_classes_or_without_one_does_not_fit_a_whole_med3d(tmp_path):
+    whole = create_segmentation("med3d", cube_size=16, num_classes=4, depth=10)
+    error = refusal(whole, f"medicalnet:{saved(tmp_path, med3d10())}")
+    assert "1 of another shape (decoder.conv_seg.6.weight (2, 32, 1, 1, 1) for (4, 32, 1, 1, 1))" in error.message
+    error = refusal(whole, f"medicalnet:{saved(tmp_path, medicalnet10())}")
+    assert "12 missing (decoder.conv_seg.0.bias" in error.message
+    state = med3d10() | {"module.conv_seg.7.weight": torch.zeros(1)}
+    error = refusal(create_encoder("medicalnet", cube_size=16, depth=10), f"medicalnet:{saved(tmp_path, state)}")
+    assert "1 unknown (module.conv_seg.7.weight)" in error.message, "no name is dropped that is not known"
 
 
 def test_what_does_not_fit_is_named(tmp_path):

@@ -52,13 +52,22 @@ def _predict_one(psat, tokens, plane, place):
 
 
 def _layer(layer, queries, volume):
+    if layer.norm == "post":
+        queries = _norm(layer.self_norm, queries + _attention(layer.self_attention, queries, queries))
+        queries = _norm(layer.cross_norm, queries + _attention(layer.cross_attention, queries, volume))
+        return _norm(layer.mlp_norm, queries + _mlp(layer.mlp, queries))
     among = _norm(layer.self_norm, queries)
     queries = queries + _attention(layer.self_attention, among, among)
     queries = queries + _attention(layer.cross_attention, _norm(layer.cross_norm, queries), volume)
-    first, _, second = layer.mlp
-    hidden = _linear(first, _norm(layer.mlp_norm, queries))
-    hidden = 0.5 * hidden * (1 + torch.erf(hidden / math.sqrt(2)))
-    return queries + _linear(second, hidden)
+    return queries + _mlp(layer.mlp, _norm(layer.mlp_norm, queries))
+
+
+def _mlp(mlp, queries):
+    first, activation, second = mlp
+    hidden = _linear(first, queries)
+    if type(activation).__name__ == "ReLU":
+        return _linear(second, hidden * (hidden > 0))
+    return _linear(second, 0.5 * hidden * (1 + torch.erf(hidden / math.sqrt(2))))
 
 
 def _attention(maps, queries, memory):
