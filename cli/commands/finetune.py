@@ -40,9 +40,8 @@ def finetune(
     resume: Annotated[bool, typer.Option("--resume", help="continue the run from its last checkpoint")] = False,
 ) -> None:
     """Train a network on a task, from scratch or from a pretrained encoder."""
+    from m3di.report.pages.training import write_training_report
     from m3di.tasks.registry import declared
-    from m3di.training.finetune import finetune as train
-    from m3di.training.repeats import repeat
 
     output = common.output
     declaration = declared(task)
@@ -51,6 +50,10 @@ def finetune(
         finetune__label_fraction=label_fraction, finetune__max_steps=max_steps, finetune__epochs=epochs,
     )  # fmt: skip
     path, source = new_run(run, f"finetune-{task}"), data_path(data, declaration.folder)
+
+    from m3di.training.finetune import finetune as train  # after the settings: a slip in them is told at once
+    from m3di.training.repeats import repeat
+
     one = partial(
         train, task, source, network=network, init=init, cubes_folder=path.parent / ".data", device=common.device,
         resume=resume, report=output.event,
@@ -61,6 +64,7 @@ def finetune(
         facts = {name.replace("_", " "): value for name, value in asdict(summary).items()}
         output.result("finetune", asdict(summary), facts_table(facts))
     else:
+        output.event("report", file=str(write_training_report(path)))
         shown = {"run": path, "repeats": [asdict(summary) for summary in runs]}
         output.result("finetune", shown, *_repeats_table(path, runs))
     if any(summary.num_quarantined for summary in runs):

@@ -1,24 +1,18 @@
 """How scores of runs are shown: worst cases first, means with intervals, and what is known of leaks."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from cli.output import plain, table
+from m3di.evaluation.titles import TITLES, known_metrics, title_of, words
 
 if TYPE_CHECKING:
     from m3di.evaluation.against import Comparison
     from m3di.evaluation.evaluate import Evaluation
-    from m3di.evaluation.statistics import Interval, PairedDifference
-    from m3di.evaluation.summaries import Spread
+    from m3di.evaluation.statistics import PairedDifference
 
 MAX_CASES = 10  # shown without --verbose, the worst first
-TITLES = {
-    "dice": "Dice", "surface_dice": "surface Dice", "hd95_mm": "HD95 mm", "assd_mm": "ASSD mm",
-    "mssd_mm": "MSSD mm", "ravd_percent": "RAVD %", "balanced_accuracy": "balanced accuracy", "accuracy": "accuracy",
-    "auc": "AUC", "sensitivity": "sensitivity", "specificity": "specificity", "ece": "calibration error",
-    "brier": "Brier score",
-}  # fmt: skip
 
 
 def shown_scores(result: "Evaluation", *, every_case: bool) -> list[object]:
@@ -48,10 +42,10 @@ def shown_comparison(result: "Comparison", metrics: Sequence[str]) -> list[objec
         metrics: Those of the task.
     """
     rows = [
-        [name, *(_difference(found[metric]) for metric in _known(metrics, found))]
+        [name, *(_difference(found[metric]) for metric in known_metrics(metrics, found))]
         for name, found in result.differences.items()
     ]
-    titles = [TITLES[metric] for metric in _known(metrics, next(iter(result.differences.values())))]
+    titles = [TITLES[metric] for metric in known_metrics(metrics, next(iter(result.differences.values())))]
     lines = [f"difference of {TITLES[name]}: {words(interval)}" for name, interval in result.of_a_set.items()]
     head = f"{result.first} minus {result.second}, {result.num_cases} common test cases"
     return [
@@ -62,12 +56,6 @@ def shown_comparison(result: "Comparison", metrics: Sequence[str]) -> list[objec
     ]
 
 
-def words(interval: "Interval") -> str:
-    """A mean and its interval; one subject has none."""
-    ends = f" [{interval.low:.4g}, {interval.high:.4g}]" if not math.isnan(interval.low) else ""
-    return f"{interval.mean:.4g}{ends}"
-
-
 def _segmentation(result: "Evaluation", limit: int) -> list[object]:
     from m3di.evaluation.summaries import MaskSummary
 
@@ -75,14 +63,14 @@ def _segmentation(result: "Evaluation", limit: int) -> list[object]:
     cases = sorted(result.summary.cases, key=lambda case: _mean(case.dice.values()))[:limit]
     rows = [[case.case, case.subject, *case.dice.values()] for case in cases]
     tables: list[object] = [table(("case, Dice", "subject", *result.classes.values()), rows)]
-    metrics = _known(result.metrics, TITLES)
+    metrics = known_metrics(result.metrics, TITLES)
     for grid, place in (("scanner", "on the scanner's grid"), ("cube", "on the cube")):
         seeds = result.summary.seeds.get(grid, {})
         means = [
-            [name, *(_with_spread(found[metric], seeds.get(name, {}).get(metric)) for metric in metrics)]
+            [name, *(words(found[metric], seeds.get(name, {}).get(metric)) for metric in metrics)]
             for name, found in result.summary.mean[grid].items()
         ]
-        titles = [_title(metric, result.tolerance_mm) for metric in metrics]
+        titles = [title_of(metric, result.tolerance_mm) for metric in metrics]
         tables.append(table((f"mean {place} [95% interval]", *titles), means))
     return [*tables, *_seeds(result)]
 
@@ -96,7 +84,7 @@ def _classification(result: "Evaluation", limit: int) -> list[object]:
     rows = [[case.case, case.subject, names[case.target], *case.probabilities] for case in cases]
     scores = result.summary.scores
     means = [
-        [TITLES[metric], _with_spread(interval, result.summary.seeds.get(metric))]
+        [TITLES[metric], words(interval, result.summary.seeds.get(metric))]
         for metric, interval in result.summary.mean.items()
     ]
     confusion = [[name, *row] for name, row in zip(names, scores.confusion, strict=True)]
@@ -121,22 +109,9 @@ def _seeds(result: "Evaluation") -> list[object]:
     return [f"{text}; ± is the standard deviation of seeds, and no part of the interval"]
 
 
-def _title(metric: str, tolerance_mm: float) -> str:
-    return f"{TITLES[metric]} {tolerance_mm:g} mm" if metric == "surface_dice" else TITLES[metric]
-
-
-def _with_spread(interval: "Interval", spread: "Spread | None") -> str:
-    return words(interval) + (f" ± {spread.spread:.2g}" if spread is not None else "")
-
-
 def _difference(found: "PairedDifference") -> str:
     ends = f" [{found.low:.3g}, {found.high:.3g}]" if not math.isnan(found.low) else ""
     return f"{found.mean:+.3g}{ends} {found.p_value:.2g}"
-
-
-def _known(metrics: Sequence[str], among: Mapping[str, object]) -> list[str]:
-    """The task's metrics that there are; where there is none of them, all that there are."""
-    return [metric for metric in metrics if metric in among] or list(among)
 
 
 def _mean(values: Iterable[float]) -> float:

@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -17,6 +16,8 @@ from m3di.report import (
     ColourKey,
     Commands,
     Facts,
+    Link,
+    Links,
     Page,
     Paragraph,
     Picture,
@@ -25,6 +26,9 @@ from m3di.report import (
     Series,
     Table,
 )
+from m3di.report.pages.scores import leak_notice
+from m3di.report.pages.store import card_table
+from m3di.report.pages.training import FILE as REPORT
 from m3di.report.pictures import PALETTE, enlarge, overlay
 from m3di.training import checkpoint
 from m3di.training.runtime import read_metrics
@@ -35,6 +39,8 @@ from m3di.volumes.slices import displayed
 from stores import Store
 from stores.geometry import PLANES, CubeChain
 from stores.keys import plane_number
+
+STORE_PAGE = "store.html"  # beside the demo's own page
 
 
 @dataclass(frozen=True)
@@ -98,7 +104,9 @@ def _store(findings: Findings) -> Section:
         items = [_slice_picture(store, hit) for hit in shown]
     summary = Facts([("volumes", len(records)), ("slices with caption and embeddings", rows),
                      ("teacher", f"{facts.get('spec')}, heads fitted to the training volumes")])  # fmt: skip
-    return Section("The store", [summary, Pictures(items, columns=3), *_card(facts.get("card"))])
+    card = [card_table(facts["card"])] if facts.get("card") else []
+    links = Links([Link("Everything that the store holds", STORE_PAGE)])
+    return Section("The store", [summary, Pictures(items, columns=3), *card, links])
 
 
 def _pretraining(findings: Findings) -> Section:
@@ -129,7 +137,16 @@ def _finetuning(findings: Findings, cases: list[Case], device: str) -> Section:
     )
     names = ("start", *score.classes.values(), "mean (95% interval)")
     shown = Pictures(_predictions(findings, cases, device), columns=3, key=_key(findings.cohort))
-    return Section("Fine-tuning", [Table(names, rows, caption), _curve(logs, "Dice and cross-entropy loss"), shown])
+    reports = {start: _run(findings, start).relative_to(findings.out) / REPORT for start in findings.scores}
+    links = Links(
+        [Link(f"Every case and the worst ones, {start}", path.as_posix()) for start, path in reports.items()]
+    )
+    curve = _curve(logs, "Dice and cross-entropy loss")
+    leaks = [
+        leak_notice(f"{start}: {score.leaks}", doubtful=bool(score.warnings))
+        for start, score in findings.scores.items()
+    ]
+    return Section("Fine-tuning", [*leaks, Table(names, rows, caption), curve, shown, links])
 
 
 def _query(findings: Findings) -> Section:
@@ -198,18 +215,6 @@ def _slice_picture(store: Store, hit: Hit) -> Picture:
     rank = int(np.searchsorted(record.valid_slices(plane), hit.slice))
     pixels = enlarge(slice_images(store, record, plane)[rank], 2, method="bilinear")
     return Picture(pixels, hit.caption, f"{hit.plane} slice {hit.slice} of {hit.volume}")
-
-
-def _card(card: Mapping[str, Any] | None) -> list[Table]:
-    if not card:
-        return []
-    rows: list[tuple[str | float, ...]] = []
-    for name, state in (("before fitting", card["before"]), ("after fitting", card["after"])):
-        rows.append((name, *(state["text_to_image"][f"recall@{k}"] for k in (1, 5, 10)), state["right_plane"]))
-    chance = card["after"]["chance"]
-    rows.append(("a random order", *(chance[f"recall@{k}"] for k in (1, 5, 10)), 1 / 3))
-    caption = f"The teacher on {card['after']['items']} held-out slices: does a caption find its slice?"
-    return [Table(("teacher", "recall at 1", "at 5", "at 10", "right plane"), rows, caption)]
 
 
 def _curve(logs: Mapping[str, list[dict[str, float]]], title: str) -> Chart:

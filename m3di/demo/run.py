@@ -8,12 +8,15 @@ from pathlib import Path
 from m3di.build import build_store
 from m3di.config import Config, load_config
 from m3di.demo.cohort import make_cohort
-from m3di.demo.page import Findings, demo_page
+from m3di.demo.page import STORE_PAGE, Findings, demo_page
 from m3di.evaluation.evaluate import Evaluation, evaluate
 from m3di.evaluation.statistics import Interval
 from m3di.events import Report
+from m3di.inspect import describe_store
 from m3di.query import Answer, Searcher, Wanted
 from m3di.report import write_page
+from m3di.report.pages.evaluation import write_evaluation_report
+from m3di.report.pages.store import store_page
 from m3di.training.finetune import finetune
 from m3di.training.pretrain import pretrain
 
@@ -70,6 +73,7 @@ def run_demo(out: Path, *, seed: int = 0, num_cases: int = 24, device: str = "au
         run = runs / start.replace(" ", "-")
         finetune("msd", cohort, run, config, init=init, device=device, resume=True, report=report)
         scores[start] = evaluate(run, data=cohort, device=device, report=report)
+        write_evaluation_report(scores[start], run, data=cohort, pictures=config.evaluate.pictures, device=device)
     report("demo", part="query and report")
     findings = Findings(
         out=out,
@@ -80,6 +84,7 @@ def run_demo(out: Path, *, seed: int = 0, num_cases: int = 24, device: str = "au
         question=QUESTION,
         answer=_ask(out / "store", device),
     )
+    write_page(store_page(describe_store(out / "store")), out / STORE_PAGE)
     page = write_page(demo_page(findings, device=device), out / "report.html")
     dice = {start: score.dice["all"] for start, score in scores.items()}
     places = {"report": page, "cohort": cohort, "store": out / "store", "runs": runs}

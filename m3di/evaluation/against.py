@@ -34,6 +34,7 @@ class Comparison:
             `all` and metric (`accuracy`, `brier`).
         of_a_set: Of AUC and balanced accuracy, which no case has by itself: with intervals alone.
         leaks: What is known of leaks of the second run.
+        warnings: Its leaks, one by one.
     """
 
     first: str
@@ -42,6 +43,7 @@ class Comparison:
     differences: dict[str, dict[str, PairedDifference]]
     of_a_set: dict[str, Interval]
     leaks: str
+    warnings: tuple[str, ...]
 
     def to_dict(self) -> dict[str, Any]:
         """Return the differences as JSON-ready values."""
@@ -66,7 +68,7 @@ def compare(first: Evaluation, second: Evaluation) -> Comparison:
         sorted((case for case in one.cases if case.case in names), key=lambda c: c.case) for one in (first, second)
     ]
     differences, of_a_set = _masks(first, pair) if first.kind == "segmentation" else _classes(pair)
-    return Comparison(runs[0], runs[1], len(names), differences, of_a_set, second.leaks)
+    return Comparison(runs[0], runs[1], len(names), differences, of_a_set, second.leaks, second.warnings)
 
 
 def _runs(evaluation: Evaluation) -> str:

@@ -233,4 +233,4 @@ def allowed_mirrors(found: checkpoint.Checkpoint) -> tuple[tuple[int, ...], ...]
 
 def run_folder(found: checkpoint.Checkpoint) -> Path:
     """The folder of a checkpoint's run."""
-    return found.folder.parent.parent
+    return found.run

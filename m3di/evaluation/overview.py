@@ -1,7 +1,7 @@
 """A picture of a prediction: three planes through the thick of it, each with the outlines of the structures."""
 
-from collections.abc import Mapping
-from typing import Any, Final
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -47,14 +47,28 @@ def draw_overview(
         index = int(sums.argmax()) if sums.any() else len(sums) // 2
         grey = np.rint(255 * window.apply(np.take(data, index, axis))).astype(np.uint8)
         step_mm = [spacing for other, spacing in enumerate(chain.canonical_spacing_mm) if other != axis]
-        planes.append(_drawn(grey, np.take(labels, index, axis), step_mm, numbers))
+        planes.append(draw_plane(grey, np.take(labels, index, axis), step_mm, numbers))
     sheet = montage(planes, columns=3, gap=4)
     present = {names[value] for value in numbers if (labels == value).any()}
     return np.concatenate([sheet, _legend(list(names.values()), present, title, sheet.shape[1])])
 
 
-def _drawn(grey: Pixels, labels: Pixels, step_mm: list[float], numbers: Mapping[int, int]) -> Pixels:
-    """One plane [first, second], upright, in square pixels, with outlines."""
+def draw_plane(
+    grey: Pixels, labels: Pixels, step_mm: Sequence[float], numbers: Mapping[int, int],
+    *, style: Literal["fill", "contour"] = "contour",
+) -> Pixels:  # fmt: skip
+    """One plane, upright, in square pixels, with its structures.
+
+    Args:
+        grey: [first, second] along right or anterior, and anterior or superior.
+        labels: Of the same shape.
+        step_mm: Distance between voxel centres along both.
+        numbers: Number of each label value, from 1, which says its colour; others are not drawn.
+        style: As for `m3di.report.overlay`.
+
+    Returns:
+        RGB, [y, x, 3], the longer side `SIDE` pixels.
+    """
     size_mm = [count * step for count, step in zip(grey.shape, step_mm, strict=True)]
     scale = SIDE / max(size_mm)
     width, height = (max(1, round(side * scale)) for side in size_mm)
@@ -63,7 +77,7 @@ def _drawn(grey: Pixels, labels: Pixels, step_mm: list[float], numbers: Mapping[
     for value, number in numbers.items():
         numbered[labels == value] = 1 + (number - 1) % (len(PALETTE) - 1)
     outlined = np.asarray(_upright(numbered).resize((width, height), Image.Resampling.NEAREST))
-    return overlay(picture, outlined, style="contour")
+    return overlay(picture, outlined, style=style)
 
 
 def _upright(plane: Pixels) -> Image.Image:

@@ -1,16 +1,38 @@
 """Line charts: from series of numbers to places in a drawing, with round ticks on linear or logarithmic axes."""
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal
+from typing import ClassVar, Final, Literal
 
 from m3di.report.numbers import format_tick
 
 Scale = Literal["linear", "log"]
+Look = Literal["line", "points", "guide"]
+Range = tuple[float, float]
 
 WIDTH, HEIGHT = 760.0, 340.0
 LEFT, RIGHT, TOP, BOTTOM = 64.0, 740.0, 38.0, 288.0  # edges of the area between the axes
+NUM_COLOURS: Final = 6  # of curves; more of them begin again
+
+
+@dataclass(frozen=True)
+class Frame:
+    """Size of a drawing, and the edges of the area between its axes."""
+
+    width: float
+    height: float
+    left: float
+    right: float
+    top: float
+    bottom: float
+
+
+FRAMES: Final = {
+    "wide": Frame(WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM),
+    "square": Frame(400.0, 428.0, 50.0, 388.0, 38.0, 376.0),  # for two shares from 0 to 1
+}
 
 
 @dataclass(frozen=True)
@@ -21,6 +43,7 @@ class Series:
         name: Its name in the legend.
         x: Places along the horizontal axis.
         y: Values, as many as `x`.
+        look: A `line`, a line with its `points` marked, or a thin `guide` to compare the others with.
 
     Raises:
         ValueError: When it is empty, uneven, or holds a number that is not finite: a gap would hide it.
@@ -29,6 +52,7 @@ class Series:
     name: str
     x: Sequence[float | int]
     y: Sequence[float | int]
+    look: Look = "line"
 
     def __post_init__(self) -> None:
         if len(self.x) != len(self.y) or not self.x:
@@ -50,6 +74,9 @@ class Chart:
         title: What the chart shows.
         x_scale: `linear` or `log`.
         y_scale: `linear` or `log`.
+        x_range: What the horizontal axis shows at least; None for what the data need.
+        y_range: The same of the vertical axis.
+        shape: `wide`, or `square` for one beside another.
 
     Raises:
         ValueError: Without series, or for values that are not positive on a logarithmic axis.
@@ -62,6 +89,9 @@ class Chart:
     title: str
     x_scale: Scale = "linear"
     y_scale: Scale = "linear"
+    x_range: Range | None = None
+    y_range: Range | None = None
+    shape: Literal["wide", "square"] = "wide"
 
     def __post_init__(self) -> None:
         if not self.series:
@@ -73,6 +103,33 @@ class Chart:
                         f"series {series.name!r} has {axis} = {min(getattr(series, axis))}, "
                         "which a logarithmic axis cannot show"
                     )
+
+    @property
+    def frame(self) -> Frame:
+        """Size of the drawing and its edges."""
+        return FRAMES[self.shape]
+
+    @property
+    def styles(self) -> list[str]:
+        """The name of each series' colour and dashes; guides have one of their own."""
+        numbers = itertools.count()
+        return ["guide" if one.look == "guide" else f"s{next(numbers) % NUM_COLOURS + 1}" for one in self.series]
+
+
+@dataclass(frozen=True)
+class Charts:
+    """Charts side by side, below each other on a narrow screen.
+
+    Attributes:
+        items: At least one chart.
+    """
+
+    template: ClassVar[str] = "charts.html"
+    items: Sequence[Chart]
+
+    def __post_init__(self) -> None:
+        if not self.items:
+            raise ValueError("there are no charts to set side by side")
 
 
 @dataclass(frozen=True)
@@ -101,8 +158,11 @@ class Drawing:
 def draw(chart: Chart) -> Drawing:
     """Lay a chart out: the vertical axis ends at ticks, the horizontal one with the data."""
     points = [[(float(x), float(y)) for x, y in zip(s.x, s.y, strict=True)] for s in chart.series]
-    right = _axis([x for curve in points for x, _ in curve], chart.x_scale, (LEFT, RIGHT)).trimmed()
-    up = _axis([y for curve in points for _, y in curve], chart.y_scale, (BOTTOM, TOP))
+    frame = chart.frame
+    across = [*(chart.x_range or ()), *(x for curve in points for x, _ in curve)]
+    upward = [*(chart.y_range or ()), *(y for curve in points for _, y in curve)]
+    right = _axis(across, chart.x_scale, (frame.left, frame.right)).trimmed()
+    up = _axis(upward, chart.y_scale, (frame.bottom, frame.top))
     curves = [[(round(right.place(x), 1), round(up.place(y), 1)) for x, y in curve] for curve in points]
     return Drawing(curves, right.marks(), up.marks())
 

@@ -1,9 +1,13 @@
-"""From a page to one HTML file without scripts, outside addresses or trust in any text."""
+"""From a page to one HTML file without outside addresses, foreign scripts or trust in any text."""
 
+import base64
+import hashlib
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 
 from m3di.report import chart
 from m3di.report.numbers import format_number
@@ -11,9 +15,8 @@ from m3di.report.page import Page
 from m3di.report.pictures import data_uri
 from stores.atomic import write_bytes
 
-# Control characters, invisible direction marks and lone surrogates can make a name read as another one, or the
-# file unreadable; they are shown as what they are: something that cannot be shown.
-# Control characters, and those that hide or turn around what stands beside them.
+# Control characters, lone surrogates, and marks that are invisible or turn around what stands beside them make a name
+# read as another one, or the file unreadable; they are shown as what they are: something that cannot be shown.
 _UNSHOWABLE = {
     code: "�"
     for span in (
@@ -22,11 +25,12 @@ _UNSHOWABLE = {
         (0x7F, 0x9F),
         (0x061C, 0x061C),
         (0x200B, 0x200F),
-        (0x202A, 0x202E),
-        (0x2060, 0x2064),
-        (0x2066, 0x2069),
+        (0x2028, 0x202E),
+        (0x2060, 0x206F),
         (0xD800, 0xDFFF),
         (0xFEFF, 0xFEFF),
+        (0xFFF9, 0xFFFB),
+        (0xE0000, 0xE007F),
     )
     for code in range(span[0], span[1] + 1)
 }
@@ -62,9 +66,9 @@ def _environment() -> Environment:
         finalize=_shown,
     )
     environment.filters.update(data_uri=data_uri, draw=chart.draw, number=format_number)
-    environment.globals["frame"] = {
-        name.lower(): getattr(chart, name) for name in ("WIDTH", "HEIGHT", "LEFT", "RIGHT", "TOP", "BOTTOM")
-    }
+    script = (resources.files("m3di.report") / "templates" / "sort.js").read_bytes()
+    digest = base64.b64encode(hashlib.sha256(script).digest()).decode("ascii")
+    environment.globals.update(script=Markup(script.decode("ascii")), script_digest=f"sha256-{digest}")
     return environment
 
 

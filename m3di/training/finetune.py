@@ -13,6 +13,8 @@ from torch import nn
 
 from m3di.config import Config, FinetuneConfig
 from m3di.events import Report
+from m3di.report.pages.training import FILE as REPORT
+from m3di.report.pages.training import write_training_report
 from m3di.signals import StopRequest, stop_on_signals
 from m3di.tasks.data import TaskData, TaskSplit, open_task, prepare_task, split_task
 from m3di.tasks.registry import load_task
@@ -114,7 +116,7 @@ def finetune(
         _cubes(task, start, cubes_folder or run.parent / ".data", stop, report) as (cubes, num_quarantined),
         ExitStack() as held,
     ):  # fmt: skip
-        split = split_task(cubes, task, config.split, label_fraction=settings.label_fraction)
+        split = _split(cubes, task, start, config, report)
         model = build_network(task.kind, start, num_classes=len(cubes.classes), seed=config.seed).to(place)
         learner = Learner(model, settings, keeps_best=bool(split.validation) and settings.keep == "best")
         goal = goal_of(cubes, split.train, model, class_balance=settings.class_balance)
@@ -170,12 +172,12 @@ def finetune(
             stop.raise_if_set()
             if finished:
                 break
-        progress = learner.progress
+        _write_report(run, report, is_news=samples_seen > begun)
         return FinetuneSummary(
             run, start.network, samples_seen, len(split.train), len(split.validation), len(split.test),
             num_quarantined, learner.validation,
-            best=progress.best[0] if progress.best else None,
-            best_samples_seen=progress.best_samples_seen if progress.best else None,
+            best=learner.progress.best[0] if learner.progress.best else None,
+            best_samples_seen=learner.progress.best_samples_seen if learner.progress.best else None,
             stopped_early=samples_seen < total,
         )  # fmt: skip
 
@@ -227,6 +229,12 @@ def _predictor(network: nn.Module, settings: FinetuneConfig, device: torch.devic
     return predict
 
 
+def _write_report(run: Path, report: Report, *, is_news: bool) -> None:
+    """Write the run's report; where nothing was learnt since, an evaluation may have put more into the one there."""
+    if is_news or not (run / REPORT).exists():
+        report("report", file=str(write_training_report(run)))
+
+
 def _names(batch: LabelledBatch, cubes: TaskData, train: Sequence[int]) -> list[str]:
     return [cubes.records[train[name]].volume for name in batch.names]
 
@@ -244,6 +252,20 @@ def _require_same_sides(task: Task, settings: FinetuneConfig) -> None:
     if "x" in settings.flip_axes and sided:
         message = f"finetune.flip_axes mirrors left and right, which {task.name} tells apart: {sided[0]!r}"
         raise RefusedError("E_CONFIG", message, hint="leave x out of finetune.flip_axes")
+
+
+def _split(cubes: TaskData, task: Task, start: Start, config: Config, report: Report) -> TaskSplit:
+    """Divide the volumes; before time goes into training, say whom of the test people the encoder has seen."""
+    split = split_task(cubes, task, config.split, label_fraction=config.finetune.label_fraction)
+    people = {tuple(owner) for owner in start.pretrained_people.values()}
+    digests = set((start.pretrained_on or {}).values())
+    records = [cubes.records[i] for i in split.test]
+    seen = [one.volume for one in records if (one.dataset, one.subject) in people or one.source_digest in digests]
+    if seen:
+        told = f"the encoder was pretrained on people of {len(seen)} of {len(records)} test scans, such as {seen[0]}"
+        hint = f"pretrain --leave-out {task.name}:{task.data} with the same split settings keeps them out"
+        report("warning", message=f"{told}; {hint}")
+    return split
 
 
 def _facts(task: Task, cubes: TaskData, start: Start, config: Config, split: TaskSplit) -> dict[str, Any]:
@@ -270,7 +292,8 @@ def _facts(task: Task, cubes: TaskData, start: Start, config: Config, split: Tas
         "split": {share: [cubes.records[i].volume for i in volumes] for share, volumes in members.items()},
         "trained_on": {cubes.records[i].volume: cubes.records[i].source_digest for i in split.train},
         "validated_on": {cubes.records[i].volume: cubes.records[i].source_digest for i in split.validation},
-        "people": people_of(cubes.records[i] for i in (*split.train, *split.validation)),
+        "tested_on": {cubes.records[i].volume: cubes.records[i].source_digest for i in split.test},
+        "people": people_of(cubes.records[i] for i in (*split.train, *split.validation, *split.test)),
         "edges_mm": _edges_mm([cubes.records[i].chain(start.recipe) for i in split.train]),
         "pretrained_on": dict(start.pretrained_on or {}),
         "pretrained_people": {name: list(owner) for name, owner in start.pretrained_people.items()},

@@ -4,18 +4,20 @@ import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from m3di.config import Config
-from m3di.training.finetune import FinetuneSummary
 from stores.errors import RefusedError
+
+if TYPE_CHECKING:
+    from m3di.training.finetune import FinetuneSummary
 
 FOLDER: Final = re.compile(r"repeat-(\d+)")
 
 
 def repeat(
-    run: Path, config: Config, num_repeats: int, train: Callable[[Path, Config], FinetuneSummary]
-) -> list[FinetuneSummary]:
+    run: Path, config: Config, num_repeats: int, train: "Callable[[Path, Config], FinetuneSummary]"
+) -> "list[FinetuneSummary]":
     """Fine-tune with the seeds `seed`, `seed` + 1 and so on; the split stays the same.
 
     Args:

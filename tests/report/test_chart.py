@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from m3di.report import Chart, Series
-from m3di.report.chart import BOTTOM, LEFT, RIGHT, TOP, draw, linear_ticks, log_ticks
+from m3di.report.chart import BOTTOM, FRAMES, LEFT, RIGHT, TOP, Charts, draw, linear_ticks, log_ticks
 
 
 def chart(*series, **scales):
@@ -122,3 +122,26 @@ def test_chart_without_series_is_refused():
 def test_logarithmic_axis_refuses_what_is_not_positive(scale):
     with pytest.raises(ValueError, match="logarithmic axis"):
         chart(Series("loss", [0, 1], [0, 1]), **{scale: "log"})
+
+
+def test_axes_show_what_they_are_asked_to():
+    drawing = draw(chart(Series("a", [0.5], [0.25]), x_range=(0.0, 1.0), y_range=(0.0, 1.0)))
+    assert drawing.curves == [[((LEFT + RIGHT) / 2, BOTTOM - (BOTTOM - TOP) / 4)]]
+    assert (drawing.y_ticks[0].label, drawing.y_ticks[-1].label) == ("0", "1")
+
+
+def test_a_square_chart_has_equal_scales():
+    frame = FRAMES["square"]
+    assert frame.right - frame.left == pytest.approx(frame.bottom - frame.top)
+    (points,) = draw(chart(Series("a", [0, 1], [0, 1]), shape="square")).curves
+    assert points == [(frame.left, frame.bottom), (frame.right, frame.top)]
+
+
+def test_guides_take_no_colour_from_the_curves():
+    looks = [Series("expected", [0, 1], [0, 1], "guide"), Series("a", [0], [1]), Series("b", [0], [1], "points")]
+    assert chart(*looks).styles == ["guide", "s1", "s2"]
+
+
+def test_charts_side_by_side_need_charts():
+    with pytest.raises(ValueError, match="no charts"):
+        Charts([])

@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from m3di.report.numbers import format_column, format_number, format_tick
+from m3di.report.numbers import format_bytes, format_column, format_number, format_tick
 
 
 @pytest.mark.parametrize(
@@ -23,7 +23,7 @@ from m3di.report.numbers import format_column, format_number, format_tick
         (0.00012345, "1.234·10⁻⁴"),
         (1e-5, "10⁻⁵"),
         (-2.5e12, "−2.5·10¹²"),
-        (math.nan, "nan"),
+        (math.nan, "–"),
         (-math.inf, "−inf"),
     ],
 )
@@ -38,7 +38,7 @@ def test_floats_of_a_column_get_equal_decimals():
 
 
 def test_column_keeps_text_whole_numbers_and_what_is_not_finite():
-    assert format_column(["-", 3, 0.25, math.nan]) == ["-", "3", "0.25", "nan"]
+    assert format_column(["-", 3, 0.25, math.nan]) == ["-", "3", "0.25", "–"]
 
 
 def test_column_of_unlike_sizes_keeps_the_small_ones():
@@ -52,3 +52,23 @@ def test_column_of_unlike_sizes_keeps_the_small_ones():
 )
 def test_ticks_are_short(value, text):
     assert format_tick(value) == text
+
+
+def test_fewer_digits_can_be_asked_for():
+    assert format_column([0.87123, 0.8512], digits=3) == ["0.871", "0.851"]
+    assert format_column([29.618, 23.45], digits=3) == ["29.6", "23.4"]
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [
+        (0, "0 B"),
+        (1023, "1023 B"),
+        (1024, "1.0 KiB"),
+        (1536, "1.5 KiB"),
+        (5 << 30, "5.0 GiB"),
+        (1 << 60, "1048576.0 TiB"),
+    ],
+)
+def test_bytes_are_told_in_the_largest_unit_they_fill(count, text):
+    assert format_bytes(count) == text

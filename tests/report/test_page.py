@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from m3di.report import PALETTE, ColourKey, Picture, Pictures, Table
+from m3di.report import PALETTE, ColourKey, Matrix, Order, Page, Picture, Pictures, Section, Table
 
 GREY = np.zeros((4, 5), np.uint8)
 
@@ -20,6 +20,18 @@ def test_only_columns_of_numbers_are_numeric():
     table = Table(["a", "b", "c", "d"], [["x", 1, 0.5, 1], ["y", 2, 0.25, "-"]], "mixed")
     assert table.numeric == [False, True, True, False]
     assert Table(["a"], [], "empty").numeric == [False]
+
+
+@pytest.mark.parametrize("counts", [[[1, 2]], [[1], [2]], [[1, 2], [3]], [[1, 2, 3]] * 3])
+def test_confusion_must_be_square(counts):
+    with pytest.raises(ValueError, match="is not square"):
+        Matrix(["a", "b"], counts, "confusion")
+
+
+def test_a_page_needs_a_script_only_for_tables_to_order():
+    fixed, ordered = Table(["a"], [["x"]], "fixed"), Table(["a"], [["x"]], "ordered", Order(0))
+    assert not Page("T", "L", [Section("S", [fixed])]).is_sortable
+    assert Page("T", "L", [Section("S", [fixed]), Section("S", [fixed, ordered])]).is_sortable
 
 
 @pytest.mark.parametrize("shape", [(0, 3), (4,), (4, 5, 4), (4, 5, 1), (1, 4, 5, 3)])

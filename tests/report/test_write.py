@@ -1,3 +1,6 @@
+import base64
+import hashlib
+import math
 import re
 from html.parser import HTMLParser
 from importlib.resources import files
@@ -8,9 +11,16 @@ import pytest
 from m3di.report import (
     PALETTE,
     Chart,
+    Charts,
     ColourKey,
     Commands,
     Facts,
+    Legend,
+    Link,
+    Links,
+    Matrix,
+    Notice,
+    Order,
     Page,
     Paragraph,
     Picture,
@@ -61,9 +71,14 @@ def blocks(text):
     pixels = np.arange(12, dtype=np.uint8).reshape(3, 4)
     return [
         Paragraph(text),
+        Notice(text, text, "doubt"),
+        Links([Link(text, text)]),
+        Matrix([text, "other"], [[3, 1], [0, 0]], text),
+        Legend([ColourKey(text, PALETTE[1])]),
+        Charts([Chart([Series(text, [0, 1], [0, 1], "guide")], text, text, text, shape="square")] * 2),
         Facts([(text, text), ("Cases", 24)]),
         Table([text, "Dice"], [[text, 0.5]], text),
-        Pictures([Picture(pixels, text, text)], 1, key=[ColourKey(text, PALETTE[1])]),
+        Pictures([Picture(pixels, text, text)], 1, key=[ColourKey(text, PALETTE[1])], title=text),
         Chart([Series(text, [0, 1], [1.0, 2.0]), Series("flat", [0], [1])], text, text, text),
         Commands([text, text]),
     ]
@@ -85,7 +100,8 @@ def test_every_block_appears_in_well_formed_markup(tmp_path):
     assert outline.text["h2"] == ["S0", "S1", "S2"]
     ids = [attributes["id"] for _, attributes in outline.tags if "id" in attributes]
     assert len(set(ids)) == len(ids)
-    assert [link["href"].removeprefix("#") in ids for link in outline.all("a")] == [True] * 3
+    inner = [link["href"] for link in outline.all("a") if link["href"].startswith("#")]
+    assert [href.removeprefix("#") in ids for href in inner] == [True] * 3
 
 
 def test_hostile_text_stays_text_everywhere(tmp_path):
@@ -104,8 +120,9 @@ def test_page_refers_to_nothing_outside_itself(tmp_path):
     assert not re.search(r"https?:|//|@import|url\(|<link|<iframe|<object|<base", html.split("base64,")[0])
     outline = Outline(html)
     for _, attributes in outline.tags:
-        for name in ("src", "href", "srcset", "action", "data", "xlink:href"):
+        for name in ("src", "srcset", "action", "data", "xlink:href"):
             assert attributes.get(name, "#").startswith(("#", "data:image/png;base64,"))
+    assert {link["href"] for link in outline.all("a")} <= {"text", "#section-1"}
 
 
 def test_browser_is_told_to_load_and_run_nothing(tmp_path):
@@ -114,9 +131,62 @@ def test_browser_is_told_to_load_and_run_nothing(tmp_path):
     assert "script-src" not in policy["content"]
 
 
+def test_a_page_with_a_table_to_order_admits_its_own_script_and_no_other(tmp_path):
+    table = Table(["case", "Dice"], [[HOSTILE, 0.25], ["b", math.nan]], "cases", Order(1))
+    outline = Outline(html := render(tmp_path, page_of(table)))
+    (script,) = re.findall(r"<script>(.*?)</script>", html, flags=re.DOTALL)
+    assert script == (files("m3di.report") / "templates" / "sort.js").read_text(encoding="ascii")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    (policy,) = [m["content"] for m in outline.all("meta") if "http-equiv" in m]
+    assert policy.split("; ")[-1] == f"script-src 'sha256-{digest}'"
+    assert policy.startswith("default-src 'none'; base-uri 'none'; form-action 'none';")
+    assert not re.search(r"innerHTML|eval|insertAdjacent|document\.write", script)
+
+
+def test_cells_carry_the_numbers_that_rows_are_ordered_by(tmp_path):
+    rows = [["a", 0.12345678, 3], ["b", 0.5, 10], ["c", math.nan, 2]]
+    outline = Outline(render(tmp_path, page_of(Table(["case", "Dice", "n"], rows, "cases", Order(1)))))
+    assert [head.get("aria-sort") for head in outline.all("th")][:3] == [None, "ascending", None]
+    assert [cell.get("data-value") for cell in outline.all("td")] == ["0.12345678", "3", "0.5", "10", None, "2"]
+    assert outline.text["td"][-2] == "–"
+    assert "data-sortable" in outline.all("table")[0]
+    fixed = Outline(render(tmp_path, page_of(Table(["case", "Dice", "n"], rows, "cases"))))
+    assert not any("data-value" in cell for cell in fixed.all("td"))
+    assert not fixed.all("script")
+
+
+def test_links_lead_to_files_beside_the_page_only(tmp_path):
+    hostile = ["javascript:alert(1)", "a b/<c>.html", 'x" onclick="y', "\udcff", "\\\\host\\share"]
+    outline = Outline(render(tmp_path, page_of(Links([Link("there", path) for path in hostile]))))
+    assert [link["href"] for link in outline.all("a")] == [
+        "javascript%3Aalert%281%29", "a%20b/%3Cc%3E.html", "x%22%20onclick%3D%22y", "%FF", "%5C%5Chost%5Cshare"
+    ]  # fmt: skip
+    for path in ("/etc/passwd", "//host/page", ""):
+        with pytest.raises(ValueError, match="is not relative"):
+            Link("there", path)
+
+
+def test_confusion_says_counts_and_shares_and_shades_them(tmp_path):
+    matrix = Matrix(["a", "b"], [[3, 1], [0, 0]], "true by row")
+    outline = Outline(render(tmp_path, page_of(matrix)))
+    assert [head.get("scope") for head in outline.all("th")] == ["col", "col", "row", "row"]
+    assert outline.text["td"] == ["3", "1", "0", "0"]
+    assert outline.text["small"] == ["75%", "25%"]
+    cells = [cell for cell in outline.all("td") if cell]
+    assert [cell["class"] for cell in cells] == ["right", "wrong", "wrong", "right"]
+    assert [cell["style"] for cell in cells] == [
+        f"--share: {share}" for share in ("0.750", "0.250", "0.000", "0.000")
+    ]
+
+
+def test_a_text_of_several_lines_stands_out_by_its_first(tmp_path):
+    outline = Outline(render(tmp_path, page_of(Table(["class", "Dice"], [["a", "0.9\n[0.8, 1.0]"]], "means"))))
+    assert outline.all("td") == [{"class": "estimate"}]
+
+
 def test_unshowable_characters_are_replaced(tmp_path):
-    html = render(tmp_path, page_of(Paragraph("a\x00b\x1bc\u202ed\ud800e\tf")))
-    assert "<p>a�b�c�d�e\tf</p>" in html
+    html = render(tmp_path, page_of(Paragraph("a\x00b\x1bc\u202ed\ud800e\tf\u2029g\u206fh\U000e0041i")))
+    assert "<p>a�b�c�d�e\tf�g�h�i</p>" in html
 
 
 def test_table_cells_are_tied_to_their_heads(tmp_path):
@@ -187,10 +257,14 @@ def test_colours_have_the_contrast_that_wcag_asks_for(scheme):
     assert len(themes) == 2
     colours = dict(re.findall(r"--(\w+): (#[0-9a-f]{6});", themes[scheme]))
     for ground in ("ground", "raised"):
-        for text in ("ink", "quiet", "accent"):
+        for text in ("ink", "quiet", "accent", "good", "bad"):
             assert contrast(colours[text], colours[ground]) >= 4.5, text
     for series in range(1, 7):
         assert contrast(colours[f"s{series}"], colours["ground"]) >= 4.5
+    for shade in ("s1", "bad"):  # of a full cell of a confusion matrix, 38% of the colour
+        parts = [[int(colours[name][i : i + 2], 16) for i in (1, 3, 5)] for name in (shade, "raised")]
+        mixed = "#" + "".join(f"{round(0.38 * a + 0.62 * b):02x}" for a, b in zip(*parts, strict=True))
+        assert contrast(colours["ink"], mixed) >= 4.5, shade
 
 
 def test_place_without_rights_is_refused(tmp_path):
