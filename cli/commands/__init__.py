@@ -8,6 +8,7 @@ from cli.commands.demo import demo
 from cli.commands.diff import diff
 from cli.commands.doctor import doctor
 from cli.commands.evaluate import evaluate
+from cli.commands.export import export
 from cli.commands.finetune import finetune
 from cli.commands.gc import gc
 from cli.commands.info import info
@@ -29,6 +30,7 @@ TABLE: dict[str, tuple[Callable[..., None], str]] = {
     "finetune": (finetune, "m3di finetune --task msd --data Task04_Hippocampus --init runs/first"),
     "predict": (predict, "m3di predict scan.nii.gz --run runs/first-msd --out masks"),
     "evaluate": (evaluate, "m3di evaluate --run runs/first-msd"),
+    "export": (export, "m3di export --run runs/first --to hub --out first-hub"),
     "query": (query, 'm3di query "slice through the liver" --top 5'),
     "reproduce": (reproduce, "m3di reproduce table1 --scale small --data datasets --out results --workers 2"),
     "demo": (demo, "m3di demo --out m3di-demo"),

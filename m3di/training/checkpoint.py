@@ -21,6 +21,9 @@ from stores.errors import DamagedError, RefusedError
 FORMAT_VERSION: Final = 1
 FACTS: Final = "facts.json"
 OPTIMIZER: Final = "optimizer.pt"
+HUB_CONFIG: Final = "config.json"  # facts and weights of a folder that `m3di.exports.hub` wrote
+HUB_WEIGHTS: Final = "model.safetensors"
+HUB_SCHEMA: Final = "m3di.hub/1"
 KEEP: Final = 2
 
 
@@ -40,6 +43,11 @@ class Checkpoint:
     def samples_seen(self) -> int:
         """The clock when it was written."""
         return int(self.facts["samples_seen"])
+
+    @property
+    def run(self) -> Path:
+        """The folder of its run; a hub folder is both."""
+        return self.folder if self.facts.get("schema") == HUB_SCHEMA else self.folder.parent.parent
 
     def has(self, module: str) -> bool:
         """Whether one module's weights are in it."""
@@ -93,7 +101,8 @@ class Checkpoint:
         return torch.load(self._checked(OPTIMIZER), weights_only=True)
 
     def _checked(self, name: str) -> Path:
-        path = self.folder / name
+        in_hub = self.facts.get("schema") == HUB_SCHEMA and name in self.facts["files"]
+        path = self.folder / (HUB_WEIGHTS if in_hub else name)
         hint = "use an older checkpoint of the run, or train again"
         if not path.is_file():
             raise DamagedError("E_WEIGHTS", f"{path} is missing", hint=hint)
@@ -115,24 +124,24 @@ def save(
 
 
 def latest(run: Path) -> Checkpoint | None:
-    """The newest checkpoint of a run, None when there is none.
+    """The newest checkpoint of a run, or what a hub folder holds; None when there is none.
 
     Raises:
         DamagedError: E_WEIGHTS or E_VERSION, when its facts cannot be read.
     """
     folders = _folders(run)
-    if not folders:
+    if not folders and not (run / HUB_WEIGHTS).is_file():
         return None
-    path = folders[-1] / FACTS
+    path = folders[-1] / FACTS if folders else run / HUB_CONFIG
     try:
         facts = json.loads(path.read_bytes())
         version = int(facts["version"])
     except (OSError, ValueError, KeyError) as error:
-        hint = f"remove {folders[-1]} to fall back to the one before"
+        hint = f"remove {path.parent} to fall back to the one before" if folders else "export the run again"
         raise DamagedError("E_WEIGHTS", f"{path} is damaged: {error}", hint=hint) from error
     if version > FORMAT_VERSION:
         raise DamagedError("E_VERSION", f"{path} has version {version}", hint="use a newer m3di")
-    return Checkpoint(folders[-1], facts)
+    return Checkpoint(path.parent, facts)
 
 
 def load(run: Path, *, kind: str) -> Checkpoint:

@@ -184,7 +184,7 @@ def _from_run(kind: Kind, network: str | None, run: Path, config: Config) -> Sta
         recipe,
         origin={"kind": "run", "path": str(run), "checkpoint": found.folder.name},
         weights=found.encoder_weights(),
-        pretrained_on=dict(found.facts["trained_on"]),
+        pretrained_on=dict(found.facts["trained_on"]) if "trained_on" in found.facts else None,  # a hub folder
         pretrained_people=dict(found.facts.get("people", {})),
         pretraining_store=found.facts.get("store", ""),
         note=f"the encoder was pretrained on other intensities: {'; '.join(differences)}" if differences else "",
