@@ -29,12 +29,10 @@ def main(sources: list[Path], limit: int | None) -> None:
         os.sched_setaffinity(0, cores[:count])
         with tempfile.TemporaryDirectory() as folder, Store.create_or_open(Path(folder) / "store", Recipe()) as store:
             start = time.perf_counter()
-            built, refused = commit_volumes(
-                store, cases, workers=count, strict=False, report=ignore, check=lambda: None
-            )
+            done = commit_volumes(store, cases, workers=count, strict=False, report=ignore, check=lambda: None)
             seconds.append(time.perf_counter() - start)
-        print(f"{count} core{'s' * (count > 1)}: {built} volumes, {refused} refused, {seconds[-1]:.1f} s,"
-              f" {built / seconds[-1]:.2f} a second", flush=True)  # fmt: skip
+        print(f"{count} core{'s' * (count > 1)}: {done.built} volumes, {done.refused} refused, {seconds[-1]:.1f} s,"
+              f" {done.built / seconds[-1]:.2f} a second", flush=True)  # fmt: skip
     peak = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     print(f"ratio {seconds[0] / seconds[1]:.2f}, largest process {peak / 1e6:.2f} GB")
 

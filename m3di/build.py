@@ -5,15 +5,16 @@ Each stage commits item by item and skips what is up to date, so a rerun continu
 
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from m3di.captions.captioner import Permitted
 from m3di.captions.identity import captioner_fingerprint
 from m3di.captions.registry import captioner_of
-from m3di.captions.stage import caption_volumes
+from m3di.captions.stage import CaptionsAhead, caption_volumes
 from m3di.config import Config
 from m3di.events import Check, Report
+from m3di.shards import Shard, adopt_teacher
 from m3di.signals import stop_on_signals
 from m3di.volumes.cases import Case, safe_id
 from m3di.volumes.layouts import Dataset, survey
@@ -26,7 +27,7 @@ from stores.store import Quarantined
 
 @dataclass(frozen=True)
 class BuildSummary:
-    """What a build did, and what the store holds now."""
+    """What a build did, and what the store holds now; `teacher` is empty for a shard that waits for one."""
 
     store: Path
     cases: int
@@ -35,6 +36,7 @@ class BuildSummary:
     quarantined: int
     described: int
     embedded: int
+    teacher: str
     digest: str
 
 
@@ -48,9 +50,10 @@ def build_store(
     workers: int | None = None,
     strict: bool = False,
     device: str = "auto",
+    shard: Shard | None = None,
     report: Report,
 ) -> BuildSummary:
-    """Build a store, or bring one up to date.
+    """Build a store, or bring one up to date; or a shard of one, with the teacher of the whole store once it has one.
 
     Args:
         sources: Dataset roots, folders or scans.
@@ -61,6 +64,7 @@ def build_store(
         workers: Processes that read and resample, by default one a core; 0 does it in this process.
         strict: Refuse the build at the first bad case instead of quarantining it.
         device: Where the teacher runs.
+        shard: Take its cases only, into its folder beside `path`.
         report: Receives the events; `committed` comes only after the item is durable.
 
     Raises:
@@ -74,32 +78,47 @@ def build_store(
     datasets = survey(sources, layout=layout, follow_links=config.sources.follow_links)
     for dataset in datasets:
         report("found", dataset=dataset.name, layout=dataset.layout, cases=len(dataset.cases))
-    cases = cases_of(datasets, config)[:limit]
-    with open_store(path, config) as store, stop_on_signals() as stop:
+    cases, place = cases_of(datasets, config)[:limit], path
+    if shard is not None:
+        cases, place = shard.cases(cases), shard.folder(path)
+    with open_store(place, config) as store, stop_on_signals() as stop:
         num_empty = refuse_empty(store, datasets, strict=strict, report=report)
-        built, refused = commit_volumes(
-            store, cases, workers=workers, strict=strict, report=report, check=stop.raise_if_set
-        )
-        store.write_quarantine_table()
-        if not store.volume_names():
-            first = store.quarantined()[0]
-            message = f"no case could be built; {first.case}: {first.message}"
-            raise RefusedError(first.code, message, hint=f"see {path / 'quarantine.tsv'} for all of them")
         captioner = captioner_of(config, store)
+        committed = commit_volumes(
+            store, cases, workers=workers, strict=strict, report=report, check=stop.raise_if_set,
+            ahead=CaptionsAhead.of(store, captioner, cases, config),
+        )  # fmt: skip
+        store.write_quarantine_table()
+        if shard is None:
+            require_volumes(store)
         described = caption_volumes(store, captioner, cases, config, report=report, check=stop.raise_if_set)
         captions = captioner_fingerprint(captioner, config)
-        teacher = ensure_teacher(store, captions, config, device=device, report=report, check=stop.raise_if_set)
-        embedded = embed_volumes(store, teacher, captions, device=device, report=report, check=stop.raise_if_set)
+        if shard is not None:
+            teacher = adopt_teacher(store, path, captions, config)
+        else:
+            teacher = ensure_teacher(store, captions, config, device=device, report=report, check=stop.raise_if_set)
+        embedded = 0
+        if teacher is not None:
+            embedded = embed_volumes(store, teacher, captions, device=device, report=report, check=stop.raise_if_set)
         return BuildSummary(
-            store=path,
+            store=place,
             cases=len(cases),
-            built=built,
-            up_to_date=len(cases) - built - refused,
-            quarantined=refused + num_empty,
-            described=described,
+            built=committed.built,
+            up_to_date=len(cases) - committed.built - committed.refused,
+            quarantined=committed.refused + num_empty,
+            described=committed.described + described,
             embedded=embedded,
+            teacher=teacher or "",
             digest=store.digest(),
         )
+
+
+def require_volumes(store: Store) -> None:
+    """Refuse to go on when every case was refused, with what is wrong with the first."""
+    if not store.volume_names():
+        first = store.quarantined()[0]
+        message = f"no case could be built; {first.case}: {first.message}"
+        raise RefusedError(first.code, message, hint=f"see {store.path / 'quarantine.tsv'} for all of them")
 
 
 def _require_captioner(config: Config) -> None:
@@ -112,7 +131,11 @@ def _require_captioner(config: Config) -> None:
 
 def open_store(path: Path, config: Config) -> Store:
     """Open the store of some settings for writing, creating it when there is none; see `Store.create_or_open`."""
-    return Store.create_or_open(path, config.volumes, **asdict(config.storage))
+    kept = config.storage
+    return Store.create_or_open(
+        path, config.volumes, layout=kept.layout, change_recipe=kept.change_recipe, wait_s=kept.wait_s,
+        allow_network=kept.allow_network,
+    )  # fmt: skip
 
 
 def cases_of(datasets: Sequence[Dataset], config: Config) -> list[Case]:
@@ -128,6 +151,15 @@ def cases_of(datasets: Sequence[Dataset], config: Config) -> list[Case]:
     ]
 
 
+@dataclass(frozen=True)
+class Committed:
+    """How many volumes were built, how many of them were described at once, and how many cases were refused."""
+
+    built: int
+    described: int
+    refused: int
+
+
 def commit_volumes(
     store: Store,
     cases: Sequence[Case],
@@ -136,19 +168,22 @@ def commit_volumes(
     strict: bool,
     report: Report,
     check: Check,
-) -> tuple[int, int]:
+    ahead: CaptionsAhead | None = None,
+) -> Committed:
     """Build and commit the volumes that are not up to date, in the order of the cases.
 
-    Returns:
-        How many were built, and how many cases were refused.
+    With `ahead`, those that are built get their captions too, each after its volume.
     """
-    built = refused = 0
+    built = described = refused = 0
     quarantined = store.quarantined()
     known = {record.volume: record.item_digest for record in store.records()}
     if workers is None:
         workers = len(os.sched_getaffinity(0))
     report("begin", stage="volumes", cases=len(cases))
-    outcomes = prepare_all(cases, store.recipe, known, workers=min(workers, len(cases)), layout=store.volumes.layout)
+    outcomes = prepare_all(
+        cases, store.recipe, known, workers=min(workers, len(cases)), layout=store.volumes.layout,
+        look=ahead.look if ahead else None,
+    )  # fmt: skip
     for case, outcome in outcomes:
         check()
         if isinstance(outcome, CaseError):
@@ -162,17 +197,25 @@ def commit_volumes(
                 store.commit_quarantine(row)
             report("quarantined", volume=case.id, code=row.code, message=message)
         elif outcome is not None:
-            store.commit_volume(outcome.record, outcome.chunks)
+            record = store.commit_volume(outcome.record, outcome.chunks)
             built += 1
             report("committed", volume=case.id, stage="volumes")
+            if ahead is not None and ahead.commit(store, record, outcome.seen):
+                described += 1
+                report("committed", volume=case.id, stage="captions")
             for code, message in outcome.warnings:
                 report("warning", code=code, volume=case.id, message=below_root(message, case))
         else:
             report("up to date", volume=case.id, stage="volumes")
+    report_duplicates(store, report)
+    return Committed(built, described, refused)
+
+
+def report_duplicates(store: Store, report: Report) -> None:
+    """Warn of volumes that are one scan."""
     for volumes in duplicates(store):
         message = f"{', '.join(volumes)} are the same scan: keep one, or give them one subject"
         report("warning", code="W_DUPLICATE", volume=volumes[0], message=message)
-    return built, refused
 
 
 def duplicates(store: Store) -> list[tuple[str, ...]]:

@@ -8,6 +8,7 @@ from m3di.build import below_root, cases_of, no_scan
 from m3di.captions.identity import captioner_fingerprint, captions_of, structure_names
 from m3di.captions.registry import captioner_of
 from m3di.config import Config
+from m3di.shards import Shard
 from m3di.teachers.identity import DENSE, IMAGE, TEXT, dense_facts, stale_parts, teacher_request
 from m3di.volumes.cases import Case
 from m3di.volumes.layouts import survey
@@ -38,8 +39,9 @@ class PlanItem:
 
 
 def plan(
-    sources: Sequence[Path], path: Path, config: Config, *, layout: str = "auto", limit: int | None = None
-) -> list[PlanItem]:
+    sources: Sequence[Path], path: Path, config: Config, *, layout: str = "auto", limit: int | None = None,
+    shard: Shard | None = None,
+) -> list[PlanItem]:  # fmt: skip
     """Say what a build would do, without writing anything; arguments as of `build_store`.
 
     Raises:
@@ -47,6 +49,8 @@ def plan(
     """
     datasets = survey(sources, layout=layout, follow_links=config.sources.follow_links)
     cases = cases_of(datasets, config)[:limit]
+    if shard is not None:
+        cases, path = shard.cases(cases), shard.folder(path)
     items = [
         PlanItem(dataset.name, "volume", "quarantine", no_scan(dataset)) for dataset in datasets if not dataset.cases
     ]

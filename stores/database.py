@@ -16,6 +16,7 @@ import numpy as np
 
 from stores.atomic import disk_errors
 from stores.errors import DamagedError, ResourceError
+from stores.locking import is_network
 from stores.recipe import canonical_json
 
 TABLES: Final = ("meta", "volumes", "captions", "embedded", "rows", "quarantine", "index", "facts", "replies")
@@ -39,11 +40,14 @@ class Database:
 
     def __init__(self, folder: Path, *, readonly: bool) -> None:
         check_not_truncated(folder / "data.mdb", missing_ok=not readonly)
+        # A reader of a medium that it cannot write to, or on which locks cannot be trusted, goes without: nobody
+        # else may write then.
+        locked = not readonly or (os.access(folder, os.W_OK) and not is_network(folder))
         try:
             with disk_errors(folder):
                 self._environment = lmdb.open(
                     os.fspath(folder), map_size=MAP_SIZE, max_dbs=len(TABLES), readonly=readonly, subdir=True,
-                    create=not readonly, lock=not readonly or os.access(folder, os.W_OK), max_spare_txns=2,
+                    create=not readonly, lock=locked, max_spare_txns=2,
                     max_readers=MAX_READERS,
                 )  # fmt: skip
                 self._environment.reader_check()
@@ -100,6 +104,13 @@ class Database:
                 "E_DISK", f"cannot commit to {self._environment.path()}: {error}",
                 hint="make room and run the command again",
             ) from error  # fmt: skip
+
+    def copy(self, folder: Path) -> None:
+        """Write a consistent, compact copy into a folder that does not exist yet; others may write meanwhile."""
+        self._check_process()
+        folder.mkdir()
+        with disk_errors(folder), _read_errors(self._environment.path()):
+            self._environment.copy(os.fspath(folder), compact=True)
 
     def close(self) -> None:
         """Release the environment; its snapshots can no longer be read."""

@@ -72,10 +72,14 @@ def refuse_network(path: Path) -> None:
     Raises:
         RefusedError: E_PATH, naming the file system.
     """
-    kind = file_system(path)
-    if kind.startswith(_NETWORK):
+    if is_network(path):
         hint = "use a local disk, or --set storage.allow_network=true when this machine alone writes there"
-        raise RefusedError("E_PATH", f"{path} lies on a network file system ({kind})", hint=hint)
+        raise RefusedError("E_PATH", f"{path} lies on a network file system ({file_system(path)})", hint=hint)
+
+
+def is_network(path: Path) -> bool:
+    """Whether a path lies on a file system that other machines may mount too."""
+    return file_system(path).startswith(_NETWORK)
 
 
 def file_system(path: Path, *, mounts: Path = MOUNTS) -> str:

@@ -2,12 +2,17 @@
 
 import shutil
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
 
 from stores import atomic
 from stores.errors import RefusedError
 from stores.records import VolumeRecord
 from stores.store import Store
+
+MOST_OPEN: Final = 64  # stores at a time: each takes a terabyte of the 128 of address space (`database.MAP_SIZE`)
 
 
 @dataclass(frozen=True)
@@ -19,12 +24,29 @@ class Difference:
     message: str
 
 
-def merge(target: Store, sources: Sequence[Store], *, report: Callable[..., None], check: Callable[[], None]) -> int:
+def merge_all(
+    target: Store, sources: Sequence[Path], *, replace: bool = False, report: Callable[..., None],
+    check: Callable[[], None],
+) -> int:  # fmt: skip
+    """Merge the stores at some paths, however many; see `merge`."""
+    copied = 0
+    for start in range(0, len(sources), MOST_OPEN):
+        with ExitStack() as stack:
+            opened = [stack.enter_context(Store(path)) for path in sources[start : start + MOST_OPEN]]
+            copied += merge(target, opened, replace=replace, report=report, check=check)
+    return copied
+
+
+def merge(
+    target: Store, sources: Sequence[Store], *, replace: bool = False, report: Callable[..., None],
+    check: Callable[[], None],
+) -> int:  # fmt: skip
     """Copy everything of some stores into one, item by item; a rerun goes on. Returns how many volumes were copied.
 
     Args:
         target: Open for writing.
         sources: Open for reading, of the target's recipe and layout.
+        replace: Let volumes of the sources take the place of other ones that the target has under their ids.
         report: Receives a `committed` event for each volume, once it is durable.
         check: Called before each volume; raises to stop.
 
@@ -38,11 +60,11 @@ def merge(target: Store, sources: Sequence[Store], *, report: Callable[..., None
         if source.marker.layout != target.marker.layout:
             message = f"{source.path} is {source.marker.layout}, {target.path} is {target.marker.layout}"
             raise RefusedError("E_CONFIG", message, hint="merge into a store of the same layout (storage.layout)")
-    _refuse_duplicates([target, *sources])
+    _refuse_duplicates([*([] if replace else [target]), *sources])
     copied = 0
     for source in sources:
         for kind, fingerprint in source.known_facts():
-            _copy_facts(target, source, kind, fingerprint)
+            copy_facts(target, source, kind, fingerprint)
         for record in source.records():
             check()
             copied += _copy_volume(target, source, record)
@@ -54,9 +76,9 @@ def merge(target: Store, sources: Sequence[Store], *, report: Callable[..., None
         for row in source.quarantined():
             if target.find(row.case) is None and row not in target.quarantined():
                 target.commit_quarantine(row)
-    current = [source.current_or_none() for source in sources]
+    current = [source.current_or_none() for source in sources if source.volume_names()]
     target.write_quarantine_table()
-    agreed = current[0]
+    agreed = current[0] if current else None
     if agreed is not None and all(one == agreed for one in current) and _all_embedded(target, agreed["teacher"]):
         target.commit_current(**agreed)
     return copied
@@ -91,7 +113,8 @@ def _all_embedded(store: Store, teacher: str) -> bool:
     return all(store.rows_are_current(store.rows_record(teacher, r.volume), r) for r in store.records())
 
 
-def _copy_facts(target: Store, source: Store, kind: str, fingerprint: str) -> None:
+def copy_facts(target: Store, source: Store, kind: str, fingerprint: str) -> None:
+    """Copy the facts of a `teacher`, `captioner` or `request`; of a teacher its folder too."""
     facts = source.facts(kind, fingerprint)
     assert facts is not None
     if target.facts(kind, fingerprint) == facts:

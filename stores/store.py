@@ -200,6 +200,10 @@ class Store:
             fields = transaction.get_json("embedded", derived_key(teacher, volume))
         return None if fields is None else RowsRecord.from_dict(fields)
 
+    def copy_rows(self, folder: Path) -> None:
+        """Write the database, as it is now, into a folder that does not exist yet."""
+        self._database.copy(folder)
+
     def embeddings(self, fingerprint: str) -> EmbeddingStore:
         """The rows of one row set, for the volumes where they are up to date, as they are now."""
         snapshot = self._database.snapshot()

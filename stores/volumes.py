@@ -11,11 +11,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
-import zarr
-from zarr.codecs import BytesCodec
 
 from stores import atomic
 from stores.chunks import LAYOUTS, Array, Chunk, Layout, encode_chunk, read_chunk
@@ -23,6 +21,9 @@ from stores.errors import DamagedError
 from stores.geometry import PLANES
 from stores.recipe import Recipe
 from stores.records import StoredObject
+
+if TYPE_CHECKING:
+    import zarr
 
 MIN_CAPACITY: Final = 64  # slots that a new array declares; grows by doubling, missing chunks cost nothing
 OME_VERSION: Final = "0.5"
@@ -84,6 +85,8 @@ class VolumeStore:
     @classmethod
     def create(cls, folder: Path, recipe: Recipe, layout: Layout = LAYOUTS["compact"]) -> "VolumeStore":
         """Write an empty group with its arrays."""
+        import zarr  # noqa: PLC0415 - see `Layout.codecs`
+
         store = cls(folder, recipe, layout)
         group = zarr.create_group(folder, zarr_format=3, attributes=_attributes(store.layouts))
         for name, array in store.layouts.items():
@@ -181,8 +184,10 @@ class VolumeStore:
                 atomic.write_bytes(path, json.dumps(metadata, indent=2).encode())
 
 
-def _create_array(group: zarr.Group, name: str, array: ArrayLayout, layout: Layout) -> None:
+def _create_array(group: "zarr.Group", name: str, array: ArrayLayout, layout: Layout) -> None:
     """Create one array: a chunk holds one volume's part, in one file named `c.SLOT.0.0.0`."""
+    from zarr.codecs import BytesCodec  # noqa: PLC0415
+
     group.create_array(
         name,
         shape=(MIN_CAPACITY, *array.shape),
@@ -199,6 +204,8 @@ def _create_array(group: zarr.Group, name: str, array: ArrayLayout, layout: Layo
 
 def declared_array(array: ArrayLayout, layout: Layout, capacity: int) -> dict[str, Any]:
     """What the metadata of an array must say, by field of its `zarr.json`."""
+    import zarr  # noqa: PLC0415
+
     with tempfile.TemporaryDirectory() as folder:
         group = zarr.create_group(folder, zarr_format=3)
         _create_array(group, "array", array, layout)

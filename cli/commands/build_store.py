@@ -1,15 +1,19 @@
 """`m3di build-store`."""
 
+import os
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from cli.options import Common, StoreOption, source_paths, store_path
 from cli.output import facts_table, table
+from stores.errors import RefusedError
 
 QUARANTINED = 3
+ONE = "use one or the other"
+NEXT = "when all shards are there, run m3di merge and m3di teacher fit, then the shards again"
 
 
 def build_store(
@@ -31,6 +35,9 @@ def build_store(
     ] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="processes that read scans [one a core]")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="take the first N cases only")] = None,
+    shard: Annotated[
+        str | None, typer.Option(metavar="I/N", help="build a shard, of N, beside the store: for job arrays")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="say what would be done, and do nothing")] = False,
     strict: Annotated[
         bool, typer.Option("--strict", help="stop at the first bad scan instead of quarantining it")
@@ -38,6 +45,7 @@ def build_store(
 ) -> None:
     """Turn scans into a feature store: cubes, slices, captions and embeddings. A rerun continues."""
     from m3di import build, plan
+    from m3di.shards import Shard
 
     output = common.output
     config = common.load_config(
@@ -47,17 +55,30 @@ def build_store(
         captions__file=str(captions) if captions else None,
     )
     sources, path = source_paths(source), store_path(store)
+    own = None if shard is None else Shard.parse(shard)
     if dry_run:
-        items = plan.plan(sources, path, config, layout=layout, limit=limit)
+        items = plan.plan(sources, path, config, layout=layout, limit=limit, shard=own)
         rows = [(item.case, item.stage, item.action, item.reason) for item in items]
         shown = table(("case", "stage", "action", "reason"), rows)
         output.result("plan", {"items": [asdict(item) for item in items]}, shown)
         return
-    summary = build.build_store(
-        sources, path, config,
-        layout=layout, limit=limit, workers=workers, strict=strict, device=common.device, report=output.event,
-    )  # fmt: skip
+    by_torchrun = "TORCHELASTIC_RUN_ID" in os.environ
+    options: dict[str, Any] = {
+        "layout": layout, "limit": limit, "workers": workers, "strict": strict, "device": common.device,
+        "report": output.event,
+    }  # fmt: skip
+    if by_torchrun and own is not None:
+        raise RefusedError("E_CONFIG", "--shard under torchrun, whose processes take shards of their own", hint=ONE)
+    if by_torchrun:
+        from m3di.build_ranks import build_on_ranks
+
+        summary = build_on_ranks(sources, path, config, **options)
+        if summary is None:
+            return
+    else:
+        summary = build.build_store(sources, path, config, shard=own, **options)
     facts = {name.replace("_", " "): value for name, value in asdict(summary).items()}
-    output.result("build-store", asdict(summary), facts_table(facts))
-    if summary.quarantined:
+    waits = [] if summary.teacher else [f"{summary.store} waits for the teacher of {path}: {NEXT}"]
+    output.result("build-store", asdict(summary), facts_table(facts), *waits)
+    if summary.quarantined and not by_torchrun:  # torchrun would take it for a failure, and start again
         raise typer.Exit(QUARANTINED)

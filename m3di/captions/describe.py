@@ -6,6 +6,7 @@ Words retrieve better than numbers and cost fewer tokens; the place comes first,
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from typing import Any, Final
 
 import numpy as np
@@ -158,7 +159,7 @@ def exact(measured: Measured, facts: SliceFacts) -> dict[str, Any]:
         "modality": facts.modality,
         "sequence": facts.sequence,
         "body_part": facts.body_part,
-        "structures": [asdict(structure) for structure in facts.structures],
+        "structures": [vars(structure).copy() for structure in facts.structures],
         **measured.to_dict(),
     }
 
@@ -176,12 +177,16 @@ def render(measured: Measured, facts: SliceFacts, *, max_tokens: int = CLIP_TOKE
         ASCII sentences; no word is ever cut.
     """
     said: list[str] = []
+    room = max_tokens
     for wordings in _sentences(measured, facts, max_structures):
-        room = max_tokens - sum(map(count_tokens, said))
-        said.extend([wording for wording in wordings if count_tokens(wording) <= room][:1])
+        wording = next((wording for wording in wordings if count_tokens(wording) <= room), None)
+        if wording is not None:
+            said.append(wording)
+            room -= count_tokens(wording)
     return " ".join(said)
 
 
+@lru_cache(maxsize=4096)  # the slices of a volume share most of their sentences
 def count_tokens(text: str) -> int:
     """How many tokens a text takes at most, in CLIP's and in MiniLM's vocabulary, special ones left out."""
     pieces = re.findall(r"[a-z0-9]+|[^\sa-z0-9]", text.lower())

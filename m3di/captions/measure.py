@@ -4,11 +4,12 @@ Measured on blocks of the image's pixels, with whole numbers wherever a sum is t
 the same facts on every machine. What the image does not support stays empty.
 """
 
-from dataclasses import asdict, dataclass
+import math
+from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
-from jaxtyping import Bool, Int32, Shaped, UInt8
+from jaxtyping import Bool, Int32, Int64, Shaped, UInt8
 from scipy import ndimage
 
 from m3di.captions.captioner import SliceFacts
@@ -24,6 +25,8 @@ BRIGHT_PERCENT: Final = 95
 FLAT: Final = 0.05  # of the whole scale: what is brighter than the mean by less is not bright
 ONE_REGION: Final = 0.4  # of all bright tissue: what the largest region must hold to be the brightest
 CUT_FROM: Final = 16  # blocks: smaller circles, too, lie on a side with half of its length
+_BESIDE: Final = np.ones((3, 3), bool)  # neighbours: corners too
+_FACING: Final = ndimage.generate_binary_structure(2, 1)  # neighbours: no corners
 MASKED: Final = (
     0.4  # of the cross-section in one grey: what a mask or threshold leaves of a CT says nothing of tissue
 )
@@ -107,10 +110,13 @@ class Measured:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the facts as JSON-ready values."""
-        fields = asdict(self)
-        if self.form is not None:
-            fields["form"]["cut_sides"] = list(self.form.cut_sides)
-        return fields | {"cavities": list(fields["cavities"])}
+        form = None if self.form is None else vars(self.form) | {"cut_sides": list(self.form.cut_sides)}
+        return vars(self) | {
+            "form": form,
+            "cavities": [vars(cavity).copy() for cavity in self.cavities],
+            "brightest": None if self.brightest is None else vars(self.brightest).copy(),
+            "tissues": None if self.tissues is None else dict(self.tissues),
+        }
 
 
 Blocks = Int32[np.ndarray, "h w"]
@@ -133,10 +139,10 @@ def measure(image: UInt8[np.ndarray, "y x"], facts: SliceFacts) -> Measured:
     if not tissue.any():
         return Measured(0.0)
     section = _section(blocks, tissue, scale)
-    values = blocks[tissue].astype(np.int64)
-    variance = float((values * values).sum()) / len(values) / scale**2 - section.mean**2
+    values = section.values
+    variance = float(values @ values) / len(values) / scale**2 - section.mean**2
     return Measured(
-        fill=round(int(section.body.sum()) / tissue.size, 4),
+        fill=round(section.area / tissue.size, 4),
         grey=round(section.mean, 4),
         contrast=round(max(variance, 0.0) ** 0.5, 4),
         form=_form(section, parts, pixel_mm=facts.pixel_mm * factor),
@@ -149,10 +155,14 @@ def measure(image: UInt8[np.ndarray, "y x"], facts: SliceFacts) -> Measured:
 
 def block_sums(image: Shaped[np.ndarray, "y x"], factor: int) -> Blocks:
     """Sum squares of `factor` pixels; what is left over at the lower and right edge is left out."""
-    rows, columns = image.shape[0] // factor, image.shape[1] // factor
-    whole = image[: rows * factor, : columns * factor].astype(np.int32)
-    added = whole.reshape(rows, factor, columns * factor).sum(axis=1, dtype=np.int32)
-    return added.reshape(rows, columns, factor).sum(axis=2, dtype=np.int32)
+    whole = image[: image.shape[0] // factor * factor, : image.shape[1] // factor * factor]
+    rows = whole[::factor].astype(np.int32)
+    for offset in range(1, factor):  # numpy adds whole rows several times as fast as it reduces a short axis
+        rows += whole[offset::factor]
+    sums = rows[:, ::factor].copy()
+    for offset in range(1, factor):
+        sums += rows[:, offset::factor]
+    return sums
 
 
 def _level_of(hu: float, hu_range: tuple[float, float]) -> float:
@@ -162,24 +172,24 @@ def _level_of(hu: float, hu_range: tuple[float, float]) -> float:
 
 def _large_parts(mask: Mask) -> tuple[Mask, int]:
     """The parts of a mask that are no specks, and their number; the whole mask and 0 when all are specks."""
-    labels, count = ndimage.label(mask)
+    labels, count = ndimage.label(mask, _FACING)
     if count <= 1:
         return mask, count
     sizes = np.bincount(labels.ravel(), minlength=count + 1)
     sizes[0] = 0
     large = sizes >= max(LARGE_PART * int(sizes.sum()), 4)
-    return (large[labels], int(large.sum())) if large.any() else (mask, 0)
+    return (large.take(labels), int(large.sum())) if large.any() else (mask, 0)
 
 
 def _enclosed(tissue: Mask) -> Int32[np.ndarray, "h w"]:
-    """Number the regions that tissue encloses from 1; 0 elsewhere."""
-    labels, count = ndimage.label(~tissue, structure=np.ones((3, 3), bool))
+    """Number the regions that tissue encloses from 1; 0 elsewhere. The tissue reaches all edges of the mask."""
+    labels, count = ndimage.label(~tissue, _BESIDE)
     inside = np.ones(count + 1, bool)
     for edge in (labels[0], labels[-1], labels[:, 0], labels[:, -1]):
         inside[edge] = False
     inside[0] = False
     numbers = np.cumsum(inside, dtype=np.int32) * inside
-    return numbers.astype(np.int32)[labels]
+    return numbers.astype(np.int32).take(labels)
 
 
 @dataclass(frozen=True, eq=False)
@@ -190,49 +200,64 @@ class _Section:
         blocks: Grey values, whole numbers.
         scale: White among them.
         tissue: Its large parts.
-        holes: Numbers of the regions that tissue encloses; 0 elsewhere.
-        body: Tissue and holes.
+        values: Grey values of the tissue.
+        body: Tissue and the holes that it encloses.
+        area: Of the body.
         top: First row of the body; `left`, `height` and `width` are the rest of its bounding box.
+        holes: Within that box, numbers of the regions that tissue encloses; 0 elsewhere.
         mean: Mean of the tissue, 0 black to 1 white.
     """
 
     blocks: Blocks
     scale: int
     tissue: Mask
-    holes: Int32[np.ndarray, "h w"]
+    values: Int64[np.ndarray, " n"]
     body: Mask
+    area: int
     top: int
     left: int
     height: int
     width: int
+    holes: Int32[np.ndarray, "r c"]
     mean: float
 
+    @property
+    def box(self) -> tuple[slice, slice]:
+        """The body's bounding box."""
+        return slice(self.top, self.top + self.height), slice(self.left, self.left + self.width)
+
     def region(self, mask: Mask) -> Region:
-        """What a mask within the body is like."""
-        rows, columns = np.nonzero(mask)
-        grey = int(self.blocks[mask].sum(dtype=np.int64)) / len(rows) / self.scale
+        """What a mask of the bounding box, within the body, is like."""
+        by_row, by_column = mask.sum(axis=1), mask.sum(axis=0)
+        count = int(by_row.sum())
+        row = int(np.arange(self.top, self.top + self.height) @ by_row) / count
+        column = int(np.arange(self.left, self.left + self.width) @ by_column) / count
+        grey = int(self.blocks[self.box][mask].sum(dtype=np.int64)) / count / self.scale
         return Region(
-            share=round(len(rows) / int(self.body.sum()), 4),
-            row=round((int(rows.sum()) / len(rows) + 0.5 - self.top) / self.height, 3),
-            column=round((int(columns.sum()) / len(rows) + 0.5 - self.left) / self.width, 3),
+            share=round(count / self.area, 4),
+            row=round((row + 0.5 - self.top) / self.height, 3),
+            column=round((column + 0.5 - self.left) / self.width, 3),
             excess=round(grey - self.mean, 4),
         )
 
 
 def _section(blocks: Blocks, tissue: Mask, scale: int) -> _Section:
-    holes = _enclosed(tissue)
-    body = tissue | (holes > 0)
-    rows, columns = np.flatnonzero(body.any(axis=1)), np.flatnonzero(body.any(axis=0))
+    rows, columns = np.flatnonzero(tissue.any(axis=1)), np.flatnonzero(tissue.any(axis=0))
+    top, left = int(rows[0]), int(columns[0])
+    height, width = int(rows[-1]) + 1 - top, int(columns[-1]) + 1 - left
+    box = slice(top, top + height), slice(left, left + width)
+    holes = _enclosed(tissue[box])
+    body = tissue.copy()
+    body[box] |= holes > 0
+    values = blocks[tissue].astype(np.int64)
     return _Section(
-        blocks, scale, tissue, holes, body,
-        top=int(rows[0]), left=int(columns[0]),
-        height=int(rows[-1] - rows[0]) + 1, width=int(columns[-1] - columns[0]) + 1,
-        mean=int(blocks[tissue].sum(dtype=np.int64)) / int(tissue.sum()) / scale,
+        blocks, scale, tissue, values, body, int(np.count_nonzero(body)), top, left, height, width, holes,
+        mean=int(values.sum()) / len(values) / scale,
     )  # fmt: skip
 
 
 def _form(section: _Section, parts: int, *, pixel_mm: float) -> Form:
-    height, width, area = section.height, section.width, int(section.body.sum())
+    height, width, area = section.height, section.width, section.area
     longer, shorter = _axes(section.body, area)
     known = pixel_mm > 0
     return Form(
@@ -249,7 +274,7 @@ def _form(section: _Section, parts: int, *, pixel_mm: float) -> Form:
 def _cut_sides(section: _Section) -> tuple[str, ...]:
     if min(section.height, section.width) < CUT_FROM:
         return ()
-    box = section.body[section.top : section.top + section.height, section.left : section.left + section.width]
+    box = section.body[section.box]
     sides = {"top": box[0], "bottom": box[-1], "left": box[:, 0], "right": box[:, -1]}
     return tuple(name for name, side in sides.items() if 2 * int(side.sum()) > len(side))
 
@@ -258,10 +283,11 @@ def _axes(body: Mask, area: int) -> tuple[float, float]:
     """Variance of a mask along its longer and its shorter axis, in pixels squared; a pixel has 1/12 both ways."""
     y, x = np.arange(body.shape[0], dtype=np.int64), np.arange(body.shape[1], dtype=np.int64)
     by_row, by_column = body.sum(axis=1), body.sum(axis=0)
+    by_row_x = body.astype(np.float64) @ x.astype(np.float64)  # whole numbers far below 2^53: exact, and fast
     sum_y, sum_x = int(y @ by_row), int(x @ by_column)
     yy = (int(y * y @ by_row) * area - sum_y**2) / area**2 + 1 / 12
     xx = (int(x * x @ by_column) * area - sum_x**2) / area**2 + 1 / 12
-    xy = (int(y @ (body @ x)) * area - sum_x * sum_y) / area**2
+    xy = (int(y @ by_row_x.astype(np.int64)) * area - sum_x * sum_y) / area**2
     half, root = (yy + xx) / 2, (((yy - xx) / 2) ** 2 + xy**2) ** 0.5
     return half + root, max(half - root, 1 / 12)
 
@@ -279,26 +305,27 @@ def _symmetry(section: _Section) -> float:
     by_column = body.sum(axis=0)
     twice = round(2 * int(np.arange(len(by_column)) @ by_column) / max(1, int(by_column.sum())))
     reach = max(1, len(by_column) // 12)
-    return max(_mirrored(blocks, body, twice + shift) for shift in range(-reach, reach + 1))
+    ours = blocks.astype(np.int64)
+    total, squares, area = int(ours.sum()), int((ours * ours).sum()), int(by_column.sum())
 
+    def mirrored(twice: int) -> float:
+        """Correlation of the body with its mirror image, column j for column `twice` - j, wherever either lies."""
+        first, last = max(0, twice - body.shape[1] + 1), min(body.shape[1], max(0, twice + 1))
+        columns = slice(first, last)  # that meet another
+        num = 2 * area - int((body[:, columns] & body[:, columns][:, ::-1]).sum())
+        spread = num * squares - total**2
+        products = num * int((ours[:, columns] * ours[:, columns][:, ::-1]).sum()) - total**2
+        return round(products / spread, 3) if spread else 1.0
 
-def _mirrored(blocks: Blocks, body: Mask, twice: int) -> float:
-    """Correlation of a body with its mirror image, column j for column `twice` - j, wherever either lies."""
-    width = body.shape[1]
-    beyond = ((0, 0), (max(0, width - 1 - twice), max(0, twice - width + 1)))
-    either = np.pad(body, beyond)
-    either = either | either[:, ::-1]
-    ours = np.pad(blocks, beyond).astype(np.int64)
-    num, total = int(either.sum()), int(ours.sum())
-    spread = num * int((ours * ours).sum()) - total**2
-    products = num * int((ours * ours[:, ::-1]).sum()) - total**2
-    return round(products / spread, 3) if spread else 1.0
+    return max(mirrored(twice + shift) for shift in range(-reach, reach + 1))
 
 
 def _cavities(section: _Section) -> tuple[Region, ...]:
+    if len(section.values) == section.area:
+        return ()
     sizes = np.bincount(section.holes.ravel())
     sizes[0] = 0
-    least = CAVITY * int(section.body.sum())
+    least = CAVITY * section.area
     largest = np.argsort(-sizes, kind="stable")[:3]
     return tuple(section.region(section.holes == number) for number in largest if sizes[number] >= least)
 
@@ -311,7 +338,8 @@ def _brightest(section: _Section) -> Region | None:
     level = int(np.partition(values, rank)[rank])
     if level <= (section.mean + FLAT) * 9 * section.scale:  # a spot smaller than that in even tissue
         level = (level + int(values.max()) + 1) // 2
-    labels, count = ndimage.label(section.tissue & (smooth >= level))
+    box = section.box
+    labels, count = ndimage.label(section.tissue[box] & (smooth[box] >= level), _FACING)
     sizes = np.bincount(labels.ravel(), minlength=count + 1)
     total = int(sizes[1:].sum())
     sizes[0] = 0
@@ -321,9 +349,13 @@ def _brightest(section: _Section) -> Region | None:
 
 def _smoothed(blocks: Blocks) -> Blocks:
     """Sums over 3 x 3 blocks, beyond the edge 0."""
-    padded = np.pad(blocks, 1)
-    rows = padded[:-2] + padded[1:-1] + padded[2:]
-    return rows[:, :-2] + rows[:, 1:-1] + rows[:, 2:]
+    rows = blocks.copy()
+    rows[1:] += blocks[:-1]
+    rows[:-1] += blocks[1:]
+    sums = rows.copy()
+    sums[:, 1:] += rows[:, :-1]
+    sums[:, :-1] += rows[:, 1:]
+    return sums
 
 
 def _tissues(
@@ -332,8 +364,9 @@ def _tissues(
     """Share of each class of tissue that the window shows whole; None when the image is not in HU, or was masked."""
     if hu_range is None:
         return None
-    within = values[(values > 0) & (values < scale)]  # the window's ends hold whatever lies beyond
-    if not len(within) or np.bincount(within).max() > MASKED * len(values):
+    counts = np.bincount(values, minlength=scale + 1)
+    within = counts[1:scale]  # the window's ends hold whatever lies beyond
+    if not within.any() or within.max() > MASKED * len(values):
         return None
     shares = {}
     for name, low, high in TISSUES_HU:
@@ -341,5 +374,6 @@ def _tissues(
         # A class that is open to one side ends where the window does; its other end must lie well inside.
         if first >= scale or last <= 0 or (first < 0 and np.isfinite(low)) or (last > scale and np.isfinite(high)):
             continue
-        shares[name] = round(int(((values >= first) & (values < last)).sum()) / len(values), 4)
+        begin, end = (math.ceil(min(max(edge, 0), len(counts))) for edge in (first, last))
+        shares[name] = round(int(counts[begin:end].sum()) / len(values), 4)
     return shares

@@ -1,8 +1,10 @@
 """Dense rows: the image tower's patch grid of a slice, reduced by a projection that is kept with the teacher."""
 
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import safetensors.torch
 import torch
@@ -12,6 +14,7 @@ from stores.errors import RefusedError
 from stores.recipe import digest_of
 
 PROJECTION_FILE: Final = "m3di_projection.safetensors"
+_FACTS: Final = "m3di"
 
 
 @dataclass(frozen=True)
@@ -53,8 +56,9 @@ class PatchProjection:
     def save(self, folder: Path) -> None:
         """Write the projection into a teacher's folder."""
         tensors = {"mean": self.mean.contiguous(), "components": self.components.contiguous()}
-        facts = {"explained_variance": repr(self.explained_variance), "grid": f"{self.grid[0]} {self.grid[1]}"}
-        (folder / PROJECTION_FILE).write_bytes(safetensors.torch.save(tensors, facts))
+        facts = {"explained_variance": self.explained_variance, "grid": list(self.grid)}
+        # Under one key: safetensors writes several in an order that differs from process to process.
+        (folder / PROJECTION_FILE).write_bytes(safetensors.torch.save(tensors, {_FACTS: json.dumps(facts)}))
 
     @classmethod
     def load(cls, folder: Path) -> "PatchProjection":
@@ -66,13 +70,19 @@ class PatchProjection:
         path = folder / PROJECTION_FILE
         try:
             with safetensors.safe_open(path, "pt") as file:
-                facts = file.metadata()
+                metadata = file.metadata()
                 mean, components = file.get_tensor("mean"), file.get_tensor("components")
-            rows, columns = (int(size) for size in facts["grid"].split())
+            facts = json.loads(metadata[_FACTS]) if _FACTS in metadata else _older_facts(metadata)
+            rows, columns = (int(size) for size in facts["grid"])
             return cls(mean, components, float(facts["explained_variance"]), (rows, columns))
         except (OSError, KeyError, ValueError, TypeError, safetensors.SafetensorError) as error:
             message = f"{path} is no projection of patch features: {error}"
             raise RefusedError("E_WEIGHTS", message, hint="fit the teacher again: m3di teacher fit") from error
+
+
+def _older_facts(metadata: Mapping[str, str]) -> dict[str, Any]:
+    """The facts as they were written before they had one key."""
+    return {"explained_variance": metadata["explained_variance"], "grid": metadata["grid"].split()}
 
 
 class PatchStatistics:

@@ -25,6 +25,15 @@ from stores.geometry import PLANES
 from stores.records import Captions, VolumeRecord
 
 
+def require_teacher(config: Config, *, device: str) -> None:
+    """Load a teacher and let go of it: what it lacks is told before the long part of a build.
+
+    Raises:
+        RefusedError: E_CONFIG, E_WEIGHTS or E_UNSAFE_WEIGHTS, as `load_teacher`; E_CONFIG for a device that is none.
+    """
+    load_teacher(config.teacher.spec, device=str(pick_device(device)), dtype=config.teacher.precision)
+
+
 def ensure_teacher(
     store: Store, captioner: str, config: Config, *, device: str, report: Report, check: Check = go_on
 ) -> str:

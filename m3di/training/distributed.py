@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from m3di.training.meeting import store_of_round
 from m3di.types import Tensor
 from stores.errors import ResourceError
 
@@ -107,6 +108,13 @@ class World:
         return items[begin:end]
 
 
+def this_process() -> World:
+    """This process as torchrun numbers it; alone without torchrun."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return World()
+    return World(*(int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")))
+
+
 @contextmanager
 def join() -> Iterator[World]:
     """The processes that torchrun started with this one; alone without torchrun.
@@ -114,22 +122,24 @@ def join() -> Iterator[World]:
     Raises:
         ResourceError: E_WORKER, when another of them is gone.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        yield World()
+    world = this_process()
+    if world.size == 1:
+        yield world
         return
-    world = World(*(int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")))
     backend = "cpu:gloo"
     if torch.cuda.is_available():
         torch.cuda.set_device(world.local_rank % torch.cuda.device_count())
         backend += ",cuda:nccl"
-    dist.init_process_group(backend, timeout=TIMEOUT)
+    store = store_of_round(world.rank, world.size)
+    dist.init_process_group(backend, timeout=TIMEOUT, store=store, rank=world.rank, world_size=world.size)
     try:
         yield world
     except RuntimeError as error:
         if not _is_lost_connection(error):
             raise
         message = f"process {world.rank} of {world.size}: another process of the run is gone ({error})"
-        raise ResourceError("E_WORKER", " ".join(message.split()), hint="run again with --resume") from error
+        hint = "run the command again; pretraining goes on with --resume"
+        raise ResourceError("E_WORKER", " ".join(message.split()), hint=hint) from error
     dist.destroy_process_group()
 
 

@@ -17,7 +17,7 @@ import SimpleITK as sitk
 from threadpoolctl import threadpool_limits
 
 from m3di.volumes.cases import Case
-from m3di.volumes.prepare import Prepared, prepare
+from m3di.volumes.prepare import Look, Prepared, prepare
 from stores.chunks import LAYOUTS, Layout
 from stores.errors import CaseError, ResourceError
 from stores.recipe import Recipe
@@ -35,6 +35,7 @@ def prepare_all(
     *,
     workers: int,
     layout: Layout = LAYOUTS["compact"],
+    look: Look | None = None,
 ) -> Iterator[tuple[Case, Outcome]]:
     """Prepare cases in worker processes.
 
@@ -46,6 +47,7 @@ def prepare_all(
         recipe: How.
         known: Item digests of what is up to date, by case id.
         layout: How chunks are compressed.
+        look: What else is made of each volume where it is prepared, given as `Prepared.seen`.
         workers: Processes; 0 prepares in this one, unprotected.
 
     Yields:
@@ -55,7 +57,7 @@ def prepare_all(
         ResourceError: E_MEMORY; E_WORKER, when no process can be started.
     """
     calls: Iterator[tuple[Case, Call]] = (
-        (case, partial(prepare, case, recipe, known.get(case.id, ""), layout)) for case in cases
+        (case, partial(prepare, case, recipe, known.get(case.id, ""), layout, look)) for case in cases
     )
     if not workers:
         for case, call in calls:

@@ -1,9 +1,11 @@
 """One case to what the store keeps of it: the record, the cube, the label cube and the slice images."""
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from m3di.volumes import preprocess, readers, slices
 from m3di.volumes.cases import Case
@@ -12,6 +14,9 @@ from stores.geometry import PLANES
 from stores.recipe import Recipe
 from stores.records import VolumeRecord, facts_of, item_digest, pack_bits
 from stores.volumes import encode_parts
+
+# What else is made of a volume while its arrays are at hand, from its record and them; picklable, for the workers.
+Look = Callable[[VolumeRecord, Mapping[str, npt.NDArray[Any]]], Any]
 
 
 @dataclass(frozen=True)
@@ -22,14 +27,18 @@ class Prepared:
         record: Its record, slot and objects still missing.
         chunks: Its arrays by name, encoded.
         warnings: (code, message) of what a user should know of a scan that is usable nevertheless.
+        seen: What `look` made of it.
     """
 
     record: VolumeRecord
     chunks: dict[str, Chunk]
     warnings: tuple[tuple[str, str], ...] = ()
+    seen: Any = None
 
 
-def prepare(case: Case, recipe: Recipe, known: str, layout: Layout = LAYOUTS["compact"]) -> Prepared | None:
+def prepare(
+    case: Case, recipe: Recipe, known: str, layout: Layout = LAYOUTS["compact"], look: Look | None = None
+) -> Prepared | None:
     """Turn one case into a record and arrays; None when the item digest is `known` already.
 
     Raises:
@@ -73,7 +82,8 @@ def prepare(case: Case, recipe: Recipe, known: str, layout: Layout = LAYOUTS["co
         num_padding=volume.num_padding,
         sequence="" if volume.modality == "CT" else case.sequence,
     )
-    return Prepared(record, encode_parts(parts, recipe, layout), tuple(warnings))
+    seen = look(record, parts) if look else None
+    return Prepared(record, encode_parts(parts, recipe, layout), tuple(warnings), seen)
 
 
 def _warnings(volume: readers.Volume) -> list[tuple[str, str]]:

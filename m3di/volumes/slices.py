@@ -39,15 +39,25 @@ def displayed(stack: npt.NDArray[Any], plane: int) -> npt.NDArray[Any]:
     Axial rows run to posterior and columns to the patient's left; coronal rows to inferior and columns to the left;
     sagittal rows to inferior and columns to posterior.
     """
+    return stack.transpose(_display_axes(plane))[:, ::-1, ::-1]
+
+
+def _display_axes(plane: int) -> tuple[int, int, int]:
+    """Axes of a stack along which slices, rows and columns run."""
     normal = NORMAL_AXIS[plane]
     rows, columns = (axis for axis in (2, 1, 0) if axis != normal)
-    return stack.transpose(normal, rows, columns)[:, ::-1, ::-1]
+    return normal, rows, columns
 
 
 def to_images(stack: Floats, plane: int) -> npt.NDArray[np.uint8]:
     """Grey images (s, y, x) of a plane's stack in [0, 1]."""
-    grey = np.rint(stack * np.float32(255)).astype(np.uint8)  # in the order that the stack has in memory
-    return np.ascontiguousarray(displayed(grey, plane))
+    images = np.empty(displayed(stack, plane).shape, np.uint8)
+    grey = images[:, ::-1, ::-1].transpose(np.argsort(_display_axes(plane)))  # along the stack's axes
+    # A layer at a time, in the order that the stack has in memory: it stays in the processor's cache.
+    for source, target in zip(stack.transpose(2, 1, 0), grey.transpose(2, 1, 0), strict=True):
+        scaled = source * np.float32(255)
+        target[...] = np.rint(scaled, out=scaled)
+    return images
 
 
 def nonblank(cube: Cube) -> npt.NDArray[np.bool_]:

@@ -2,12 +2,14 @@ import json
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import ndimage
 
 from m3di.captions.captioner import SliceFacts
 from m3di.captions.describe import exact
 from m3di.captions.measure import block_sums, measure
+from tests.references.measuring import measured
 
 SIZE = 224
 Y, X = np.mgrid[:SIZE, :SIZE] + 0.5
@@ -147,3 +149,25 @@ def test_any_image_has_facts_that_are_json_and_the_same_again(seed, height, widt
     facts = exact(measure(image, known), known)
     assert json.loads(json.dumps(facts, allow_nan=False)) == facts
     assert facts == exact(measure(image.copy(), known), known)
+
+
+@st.composite
+def pictures(draw):
+    """Blobs, rings and specks on a dark ground, of any size from a few pixels to several blocks an edge."""
+    height, width = draw(st.tuples(st.integers(3, 260), st.integers(3, 260)))
+    random = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    smooth = ndimage.gaussian_filter(random.normal(size=(height, width)), draw(st.sampled_from([0.5, 2.0, 8.0])))
+    image = smooth / (smooth.std() or 1) * draw(st.integers(10, 90)) + draw(st.integers(-60, 160))
+    if draw(st.booleans()):
+        image[height // 4 : height // 2, : width // 2] = draw(st.integers(0, 255))
+    return image.clip(0, 255).astype(np.uint8)
+
+
+@settings(deadline=None)
+@given(
+    pictures(), st.integers(0, 2), st.sampled_from([0.0, 0.7]),
+    st.sampled_from([None, (-1000.0, 1000.0), (-160.0, 240.0), (0.0, 80.0)]),
+)  # fmt: skip
+def test_the_facts_are_those_of_the_plain_way(image, plane, pixel_mm, hu_range):
+    facts = SliceFacts(plane, 0.5, "CT" if hu_range else "MR", "", pixel_mm=pixel_mm, hu_range=hu_range)
+    assert measure(image, facts).to_dict() == measured(image, plane, pixel_mm, hu_range)

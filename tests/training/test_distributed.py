@@ -22,9 +22,10 @@ ROOT = Path(__file__).parents[2]
 END_S = 30  # a run of which a process is gone ends within this
 
 
-def started_by_torchrun(*arguments, cwd, num_processes=2):
+def started_by_torchrun(*arguments, cwd, num_processes=2, restarts=0):
     """Start a program as several processes; what they print goes to `cwd/output`."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(num_processes)]
+    launcher += ["--max-restarts", str(restarts), "--monitor-interval", "0.2"]
     # Everything after -- is the program's: torchrun would take --run for its own --run-path.
     with (cwd / "errors").open("w") as errors:
         return subprocess.Popen(
@@ -140,6 +141,24 @@ def test_what_happens_to_one_process_ends_all_at_once(store, tmp_path, number, v
     length = f"pretrain.max_steps={found.samples_seen // 4 + 2}"
     ended = run_to_end(*pretraining(store, tmp_path / "run", length), cwd=tmp_path, num_processes=2)
     assert ended[-1]["samples_seen"] == found.samples_seen + 8
+
+
+@pytest.mark.slow
+def test_a_run_of_which_a_process_is_killed_goes_on_when_torchrun_restarts_it(store, tmp_path):
+    process = started_by_torchrun(
+        *pretraining(store, tmp_path / "run", "pretrain.max_steps=60"), cwd=tmp_path, restarts=1
+    )
+    assert process.stdout is not None
+    for line in process.stdout:
+        if json.loads(line)["event"] == "checkpoint":
+            break
+    os.kill(workers_of(process)[1], signal.SIGKILL)
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, (tmp_path / "errors").read_text()
+    lines = [json.loads(line) for line in output.splitlines()]
+    (begun,) = [line["samples_seen"] for line in lines if line.get("event") == "begin"]
+    assert begun > 0, "it went on from a checkpoint"
+    assert lines[-1]["samples_seen"] == 240
 
 
 if __name__ == "__main__":

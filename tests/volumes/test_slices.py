@@ -1,8 +1,9 @@
 import numpy as np
+import pytest
 
 from m3di.volumes.preprocess import Cube, cube_grid
 from m3di.volumes.resample import resample
-from m3di.volumes.slices import nonblank, plane_grids, to_images
+from m3di.volumes.slices import displayed, nonblank, plane_grids, to_images
 from stores.geometry import CubeChain, Geometry
 from tests.phantoms import ras_affine
 
@@ -64,3 +65,12 @@ def test_blank_slices_are_those_outside_or_empty():
     assert np.flatnonzero(axial).tolist() == list(range(4, 10))
     assert coronal.all()
     assert np.flatnonzero(sagittal).tolist() == list(range(4, 12)), "the rest is padding"
+
+
+@pytest.mark.parametrize("plane", [0, 1, 2])
+def test_images_are_the_rounded_stack_as_it_is_displayed(plane):
+    stack = np.random.default_rng(plane).random((5, 6, 7), np.float32).transpose(2, 1, 0)
+    for given in (stack, np.ascontiguousarray(stack)):
+        images = to_images(given, plane)
+        assert np.array_equal(images, np.rint(displayed(stack, plane) * np.float32(255)).astype(np.uint8))
+        assert images.flags.c_contiguous
