@@ -16,7 +16,6 @@ app = typer.Typer(
     help="Pretrain 3D medical image encoders with frozen 2D vision-language models.",
     epilog="Example: m3di demo",
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )

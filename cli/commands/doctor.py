@@ -9,8 +9,8 @@ PROBLEMS = 4
 
 
 def doctor(common: Common, store: StoreOption = None) -> None:
-    """Check this machine: versions, device, weights at hand, networks and tasks known, disk."""
-    from m3di.inspect import examine_machine
+    """Check this machine: versions, extras, device, memory, disk, known names, the store; exit 4 if one is wrong."""
+    from m3di.machine import examine_machine
 
     checks = examine_machine(store_path(store))
     rows = [("ok" if check.sound else "wrong", check.name, check.finding) for check in checks]

@@ -108,9 +108,13 @@ def _discover(declaration: Declaration, data: Path) -> tuple[str, Sequence[Case]
         return "csv", table.with_columns(discover(path, layout="csv"), path)
     if declaration.layouts == ("auto",):
         return (detect(data) if data.exists() else "auto"), discover(data)
-    fits = [name for name in declaration.layouts if data.exists() and LAYOUTS[name][0](data)]
-    layout = fits[0] if fits else declaration.layouts[0]
-    return layout, discover(data, layout=layout)
+    if not data.exists():
+        raise RefusedError("E_MISSING", f"{data} does not exist", hint="check --data")
+    fits = [name for name in declaration.layouts if LAYOUTS[name][0](data)]
+    if not fits:
+        message = f"{data} is not laid out as {' or '.join(declaration.layouts)}"
+        raise RefusedError("E_FORMAT", message, hint="check --data; --task labelled takes any scans with label maps")
+    return fits[0], discover(data, layout=fits[0])
 
 
 def _segmentation(
@@ -176,4 +180,5 @@ def _without_labels(name: str, declaration: Declaration, data: Path, found: Sequ
         message = f"{data} has label maps of {' and '.join(others)} only, and {name} is about {declaration.modality}"
         same = [other for other, one in TASKS.items() if one.folder == declaration.folder and one.modality in others]
         return RefusedError("E_MISSING", message, hint=f"use --task {same[0]}" if same else "check --data")
-    return RefusedError("E_MISSING", f"{data} has no case with a label map", hint="check --data")
+    hint = "a label map of X.nii.gz is X_seg, X_label, X_mask or X_gt beside it, or a table's column 'label'"
+    return RefusedError("E_MISSING", f"{data} has no case with a label map", hint=f"check --data; {hint}")
