@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any, Literal
 
-RENDERING_VERSION = 2  # raise whenever the same recipe and source would give other cube or slice bytes
+RENDERING_VERSION = 3  # raise whenever the same recipe and source would give other cube or slice bytes
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Recipe:
             the body.
         resampling: `direct`, or `two_step` over 1 mm as the paper words it.
         labels: Whether label maps are resampled and stored with the volumes.
-        rendering_version: Version of the resampling and rendering code.
+        rendering_version: Version of the resampling and rendering code; 3 laid cubes on the scan's own voxels.
     """
 
     cube_size: int = 128
@@ -39,6 +39,11 @@ class Recipe:
     def positions(self) -> range:
         """Positions of the cube at which slices are rendered: the middle of each stride."""
         return range(self.slice_stride // 2, self.cube_size, self.slice_stride)
+
+    @property
+    def aligned(self) -> bool:
+        """Whether cubes lie on the scan's own voxels where these are as large (`CubeChain.aligned`)."""
+        return self.resampling == "direct" and self.rendering_version >= 3
 
     @cached_property
     def digest(self) -> str:

@@ -66,7 +66,7 @@ class VolumeRecord:
 
     def chain(self, recipe: Recipe) -> CubeChain:
         """The way from the scan's grid to the cube and back."""
-        return CubeChain(self.source, recipe.cube_size, recipe.resampling == "two_step")
+        return CubeChain(self.source, recipe.cube_size, recipe.resampling == "two_step", recipe.aligned)
 
     def valid_slices(self, plane: int) -> npt.NDArray[np.int64]:
         """Positions of the plane's slices that have rows, ascending; shape (s,)."""

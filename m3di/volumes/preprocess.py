@@ -37,7 +37,7 @@ class Cube:
 
 def chain_of(volume: Volume, recipe: Recipe) -> CubeChain:
     """The way from a scan to its cube."""
-    return CubeChain(volume.geometry, recipe.cube_size, recipe.resampling == "two_step")
+    return CubeChain(volume.geometry, recipe.cube_size, recipe.resampling == "two_step", recipe.aligned)
 
 
 def window_of(volume: Volume, recipe: Recipe) -> Window:

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
-from m3di.volumes.preprocess import cube_grid, make_cube, make_label_cube, window_of
+from m3di.volumes.preprocess import chain_of, cube_grid, make_cube, make_label_cube, window_of
 from m3di.volumes.readers import Volume
 from m3di.volumes.resample import resample, restore
 from stores.errors import CaseError
@@ -106,6 +106,42 @@ def test_labels_survive_the_way_to_the_cube_and_back(axes, flips):
     for value in (1, 2):
         both = ((prediction == value) & (moved == value)).sum()
         assert 2 * both / ((prediction == value).sum() + (moved == value).sum()) > 0.93
+
+
+def parts_back(label, chain):
+    """What comes back of the cube of a label map, as a prediction would."""
+    cube = make_label_cube(label, chain)
+    values = np.unique(label)
+    return values[from_cube((cube[None] == values.reshape(-1, 1, 1, 1)).astype(np.float32), chain).argmax(0)]
+
+
+@pytest.mark.parametrize("shape", [(24, 32, 20), (25, 32, 21), (25, 32, 20)])
+@pytest.mark.parametrize("axes, flips", [((0, 1, 2), FLIPS[0]), ((2, 0, 1), FLIPS[5])])
+def test_a_cube_of_the_scans_voxel_size_is_the_scan(shape, axes, flips):
+    """Sides of odd and even voxels: half a voxel off, every border would be a tie, and lost twice."""
+    image, label = head(shape, spacing=(1.3,) * 3)
+    image, _ = reoriented(image, ras_affine((1.3,) * 3), axes, flips)
+    label, geometry = reoriented(label, ras_affine((1.3,) * 3), axes, flips)
+    volume = Volume(image, geometry, "MR")
+    recipe = Recipe(cube_size=32)
+    cube = make_cube(volume, recipe)
+    inside = tuple(slice(*bounds) for bounds in cube.chain.inside)
+    np.testing.assert_array_equal(parts_back(label, cube.chain), label)
+    np.testing.assert_array_equal(make_label_cube(label, cube.chain)[inside], cube.chain.to_canonical(label))
+    windowed = window_of(volume, recipe).apply(cube.chain.to_canonical(image))
+    np.testing.assert_allclose(cube.data[inside], windowed, atol=1e-6)
+    assert cube.data.sum(dtype=float) == pytest.approx(windowed.sum(dtype=float)), "nothing is outside"
+
+
+def test_cubes_of_before_and_of_other_voxels_stay_where_they_were():
+    geometry = Geometry((25, 32, 21), ras_affine((1.0, 1.0, 1.5)))
+    volume = Volume(np.zeros((25, 32, 21), np.float32), geometry, "MR")
+    now, before = (chain_of(volume, Recipe(cube_size=32, rendering_version=version)) for version in (3, 2))
+    assert before.start_mm == (-3.5, 0.0, -0.25)
+    assert now.start_mm == (-3.0, 0.0, -0.25)
+    assert chain_of(volume, Recipe(cube_size=31)).start_mm == before.start_mm
+    two_step = Recipe(cube_size=32, resampling="two_step")
+    assert chain_of(volume, two_step) == CubeChain(geometry, 32, two_step=True)
 
 
 def test_padding_is_zero_and_the_inside_is_known():
