@@ -371,9 +371,9 @@ class PredictConfig:
 class ExportConfig:
     """What the files of `m3di export` say that no run knows.
 
-    `license` is that of the weights, as hubs write it (`cc-by-4.0`); it depends on the data. `data` describes the data
-    in words that may be published. `spacing_mm` is the edge of the voxels that nnU-Net shall resample to; by default
-    the median of the run's training cubes.
+    `license` is that of the weights, as hubs write it (`cc-by-4.0`); it depends on the data. `data` describes the
+    data in words that may be published. `spacing_mm` is the edge of the voxels that nnU-Net shall resample to; by
+    default the median of the run's training cubes.
     """
 
     license: str = ""
