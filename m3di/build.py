@@ -72,9 +72,11 @@ def build_store(
         Interrupted: On TERM or INT, after the item in hand.
     """
     # Here, because the plan of a build and the cubes of a task need no torch.
-    from m3di.teachers.stage import embed_volumes, ensure_teacher  # noqa: PLC0415
+    from m3di.teachers.stage import embed_volumes, ensure_teacher, require_teacher  # noqa: PLC0415
 
     _require_captioner(config)
+    if shard is None and not path.exists():
+        require_teacher(config, device=device)
     datasets = survey(sources, layout=layout, follow_links=config.sources.follow_links)
     for dataset in datasets:
         report("found", dataset=dataset.name, layout=dataset.layout, cases=len(dataset.cases))

@@ -35,6 +35,7 @@ def store(tmp_path_factory):
     return build(tmp_path_factory.mktemp("examples") / "store", 8)
 
 
+@pytest.mark.slow
 def test_own_loop_learns_to_tell_two_kinds_of_scans_apart(store, tmp_path):
     settings = ["pretrain.max_steps=1", "pretrain.slices_per_volume=3", "encoder.options.hidden_size=24"]
     pretrain(store, tmp_path / "run", load_config(preset="smoke", settings=settings), device="cpu", report=ignore)

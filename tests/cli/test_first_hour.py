@@ -57,6 +57,7 @@ def refused(done, code, *words):
         (["finetune", "--task", "labeled", "--data", "scans"], "E_CONFIG", ["did you mean 'labelled'"]),
         (["pretrain", "--set", "max_steps=3"], "E_CONFIG", ["pretrain.max_steps or finetune.max_steps"]),
         (["pretrain", "--set", "seed"], "E_CONFIG", ["KEY=VALUE"]),
+        (["build-store", "scans", "--teacher", "local-dir:nowhere"], "E_WEIGHTS", ["nowhere"]),
         (["pretrain"], "E_STORE", ["m3di build-store", "M3DI_STORE"]),
         (["pretrian"], "E_CONFIG", ["pretrain"]),
         (["predict", "scans", "--run", "scans", "--out", "masks"], "E_WEIGHTS", ["no checkpoint", "run"]),
