@@ -14,6 +14,7 @@ from m3di.report.numbers import format_number
 from m3di.report.page import Page
 from m3di.report.pictures import data_uri
 from stores.atomic import write_bytes
+from stores.errors import RefusedError
 
 # Control characters, lone surrogates, and marks that are invisible or turn around what stands beside them make a name
 # read as another one, or the file unreadable; they are shown as what they are: something that cannot be shown.
@@ -50,10 +51,25 @@ def write_page(page: Page, path: Path) -> Path:
         ResourceError: E_DISK, when there is no room.
         RefusedError: E_PATH, when the place may not be written.
     """
+    prepare_place(path)
     html = _environment().get_template("page.html").render(page=page)
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_bytes(path, html.encode("utf-8"))
     return path
+
+
+def prepare_place(path: Path) -> None:
+    """Make the folder of a page, and refuse a place that cannot be written; before anything takes time.
+
+    Raises:
+        RefusedError: E_PATH.
+    """
+    hint = "give a file's name in a folder that you may write to"
+    if path.is_dir():
+        raise RefusedError("E_PATH", f"{path} is a folder", hint=hint)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RefusedError("E_PATH", f"cannot write {path}: {error.strerror}", hint=hint) from error
 
 
 def _environment() -> Environment:

@@ -278,3 +278,10 @@ def test_place_without_rights_is_refused(tmp_path):
             write_page(page_of(), locked / "page.html")
     else:
         pytest.skip("this user may write everywhere")
+
+
+def test_a_place_below_a_file_or_of_a_folder_is_refused(tmp_path):
+    (tmp_path / "file").touch()
+    for place in (tmp_path, tmp_path / "file/page.html"):
+        with pytest.raises(RefusedError, match="E_PATH"):
+            write_page(Page("Runs", "All of them.", []), place)

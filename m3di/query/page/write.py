@@ -12,8 +12,8 @@ from m3di.query.question import Question, ask
 from m3di.query.searcher import Searcher
 from m3di.report import Page, Section, Table, write_page
 from m3di.report.pictures import data_uri
+from m3di.report.write import prepare_place
 from stores import atomic
-from stores.errors import RefusedError
 
 MAX_CUBES: Final = 24  # of the volumes of the best hits; of others the page has the hit's own slice only
 MAX_BYTES: Final = 24 << 20  # of all cubes, before they are compressed; beyond, they are halved
@@ -26,7 +26,7 @@ def write_answer_page(searcher: Searcher, question: Question, wanted: Wanted, pa
         ResourceError: E_DISK, when there is no room.
         RefusedError: E_PATH, when the place may not be written; and as `m3di.query.question.ask`.
     """
-    _prepare(path)
+    prepare_place(path)
     contents = Contents(searcher)
     answer = ask(searcher, question, wanted)
     hits = [*answer.results, *answer.same_place]
@@ -57,21 +57,9 @@ def write_diagnosis_page(
         ResourceError: E_DISK, when there is no room.
         RefusedError: E_PATH, when the place may not be written.
     """
-    _prepare(path)
     sections = [Section(title, [Table(columns, rows, title)]) for title, (columns, rows) in tables]
     lead = f"What is odd in {store}, and how far its vectors can be trusted."
     write_page(Page("Diagnosis of a store", lead, sections), path)
-
-
-def _prepare(path: Path) -> None:
-    """Make the folder, and refuse a place that cannot be written before anything takes time."""
-    hint = "give a file's name in a folder that you may write to"
-    if path.is_dir():
-        raise RefusedError("E_PATH", f"{path} is a folder", hint=hint)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RefusedError("E_PATH", f"cannot write {path}: {error.strerror}", hint=hint) from error
 
 
 def _cubes(contents: Contents, names: Sequence[str]) -> dict[str, dict[str, Any]]:
