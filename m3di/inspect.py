@@ -8,6 +8,7 @@ from typing import Any
 from stores import Store
 from stores.geometry import PLANES
 from stores.manifest import VOLUMES
+from stores.recipe import Recipe
 from stores.records import VolumeRecord
 
 
@@ -46,7 +47,7 @@ def describe_store(path: Path) -> dict[str, Any]:
             "digest": store.digest(),
             "recipe": store.recipe.to_dict(),
             "sets": _sets(records),
-            "blank": _blank(records, len(store.recipe.positions)),
+            "blank": blank_shares(records, store.recipe),
             "bytes by part": parts,
             "teacher card": teacher.get("card"),
             "quarantine": [vars(row) for row in store.quarantined()],
@@ -69,11 +70,11 @@ def _sets(records: Sequence[VolumeRecord]) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
-def _blank(records: Sequence[VolumeRecord], num_positions: int) -> dict[str, float]:
+def blank_shares(records: Sequence[VolumeRecord], recipe: Recipe) -> dict[str, float]:
     """Per plane, the share of the positions on the stride that have no slice: padding, air, or outside the scan."""
-    total = max(num_positions * len(records), 1)
+    total = len(recipe.positions) * len(records)
     return {
-        name: 1 - sum(len(record.valid_slices(plane)) for record in records) / total if records else 0.0
+        name: 1 - sum(len(record.valid_slices(plane)) for record in records) / total if total else 0.0
         for plane, name in enumerate(PLANES)
     }
 

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from m3di.inspect import blank_shares
 from stores import Store
 from stores.geometry import PLANES
 from stores.records import VolumeRecord
@@ -27,19 +28,15 @@ def coverage(store: Store, records: Sequence[VolumeRecord], captioner: str) -> C
     """Count captions and blank slices."""
     slices, described = 0, 0
     texts: set[str] = set()
-    filled = [0, 0, 0]
     for record in records:
         captions = store.captions(captioner, record.volume)
         for plane in range(len(PLANES)):
-            count = len(record.valid_slices(plane))
-            filled[plane] += count
-            slices += count
+            slices += len(record.valid_slices(plane))
             own = [text for text in captions.texts[plane] if text.strip()] if captions else []
             described += len(own)
             texts.update(own)
-    positions = max(len(store.recipe.positions) * len(records), 1)
     return Coverage(
         described=described / max(slices, 1),
         distinct=len(texts) / max(described, 1),
-        blank={plane: 1 - filled[number] / positions for number, plane in enumerate(PLANES)},
+        blank=blank_shares(records, store.recipe),
     )

@@ -12,7 +12,7 @@ from torch import nn
 
 from m3di.networks.encoders import as_module
 from m3di.training import checkpoint
-from m3di.training.pretrained import load_encoder
+from m3di.training.pretrained import encoder_of
 from m3di.training.repeats import runs_of
 from m3di.training.start import load_network, weights_used
 from stores import Store
@@ -66,13 +66,13 @@ def load(folder: str | Path, *, named: str = "") -> nn.Module:
         RefusedError: E_WEIGHTS, when there is no checkpoint; E_NETWORK, for code that only the folder names.
         DamagedError: E_WEIGHTS, when a file is not what was written.
     """
-    return _network(_found(Path(folder)), Path(folder), named)
+    return _network(_found(Path(folder)), named)
 
 
 def load_source(run: Path, *, named: str = "") -> Source:
     """Find out what there is to export; raises as `load`."""
     found = _found(run)
-    facts, network = found.facts, _network(found, run, named)
+    facts, network = found.facts, _network(found, named)
     common: dict[str, Any] = {
         "network": network, "recipe": Recipe.from_dict(facts["recipe"]), "facts": facts,
         "provenance": _provenance(found),
@@ -102,9 +102,9 @@ def _found(run: Path) -> checkpoint.Checkpoint:
     return found
 
 
-def _network(found: checkpoint.Checkpoint, run: Path, named: str) -> nn.Module:
+def _network(found: checkpoint.Checkpoint, named: str) -> nn.Module:
     if found.facts["kind"] == "pretrain":
-        return as_module(load_encoder(run, named=named))
+        return as_module(encoder_of(found, named=named))
     return load_network(found, named=named)
 
 

@@ -12,10 +12,10 @@ from m3di.config import Config, validate
 from m3di.evaluation.retrieval import held_out_slices
 from m3di.networks.encoders import as_module
 from m3di.networks.psat import PlaneSliceAwareTransformer
-from m3di.networks.registry import create_encoder
 from m3di.training import checkpoint, runtime
 from m3di.training.held_out import SLICES_PER_PLANE
 from m3di.training.pretrain import check_recipe, split_store
+from m3di.training.pretrained import encoder_of
 from m3di.types import Tensor
 from stores import Store
 from stores.blocks import Rows
@@ -53,14 +53,12 @@ class SliceModel:
         self._store = store
         self._device = runtime.pick_device(device)
         size = store.recipe.cube_size
-        named = found.encoder(named=encoder)
-        network = create_encoder(named["name"], cube_size=size, **named["options"])
+        network = encoder_of(found, named=encoder)
         psat = PlaneSliceAwareTransformer(
             network.token_dim, embedding_dim=width, num_slices=size, **asdict(self.config.psat)
         )
-        as_module(network).load_state_dict(found.encoder_weights())
         psat.load_state_dict(_psat_weights(found))
-        self._encoder = as_module(network).eval().to(self._device)
+        self._encoder = as_module(network).to(self._device)
         self._psat = psat.eval().to(self._device)
 
     def held_out(self, embeddings: EmbeddingStore) -> EmbeddingStore:

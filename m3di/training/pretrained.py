@@ -23,7 +23,11 @@ def load_encoder(run: Path, *, named: str = "") -> Encoder:
         RefusedError: E_WEIGHTS, when there is no pretraining checkpoint; E_NETWORK, for code that only the run names.
         DamagedError: E_WEIGHTS, when a file is not what was written.
     """
-    found = checkpoint.load(run, kind="pretrain")
+    return encoder_of(checkpoint.load(run, kind="pretrain"), named=named)
+
+
+def encoder_of(found: checkpoint.Checkpoint, *, named: str = "") -> Encoder:
+    """The encoder of a checkpoint of pretraining; see `load_encoder`."""
     facts = found.encoder(named=named)
     size = Recipe.from_dict(found.facts["recipe"]).cube_size
     encoder = create_encoder(facts["name"], cube_size=size, **facts["options"])
