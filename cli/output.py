@@ -132,6 +132,14 @@ def facts_table(facts: Mapping[str, object]) -> Table:
     return shown
 
 
+def duration(seconds: float) -> str:
+    """A span of time as people say it, to two digits: `40 s`, `12 min`, `3.1 h`, `5.0 days`."""
+    for unit, length, name in ((100, 1, "s"), (100, 60, "min"), (48, 3600, "h")):
+        if seconds / length < unit:
+            return f"{seconds / length:.2g} {name}"
+    return f"{seconds / 86400:.2g} days"
+
+
 def plain(text: str) -> str:
     """Text without control characters, so that data cannot steer a terminal."""
     return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text)

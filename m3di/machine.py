@@ -62,6 +62,14 @@ def free_memory() -> int:
         return free
 
 
+def nearest_folder(path: Path) -> Path:
+    """The folder that is there, nearest above a path that may not be."""
+    place = path.resolve()
+    while not place.exists():
+        place = place.parent
+    return place
+
+
 def _packages() -> Iterator[Check]:
     """Every package that m3di requires, against the range that it states."""
     try:
@@ -135,9 +143,7 @@ def _memory() -> Check:
 
 
 def _disk(name: str, path: Path) -> Check:
-    place = path.resolve()
-    while not place.exists():
-        place = place.parent
+    place = nearest_folder(path)
     free, kind = shutil.disk_usage(place).free, file_system(place)
     finding = f"{_gib(free)} free" + (f" on {kind}" if kind else "")
     if not os.access(place, os.W_OK):

@@ -3,15 +3,19 @@
 import os
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from cli.options import Common, StoreOption, source_paths, store_path
-from cli.output import facts_table, table
+from cli.output import duration, facts_table, table
 from stores.errors import RefusedError
 
+if TYPE_CHECKING:
+    from m3di.config import Config
+
 QUARANTINED = 3
+PROBLEMS = 4
 ONE = "use one or the other"
 NEXT = "when all shards are there, run m3di merge and m3di teacher fit, then the shards again"
 
@@ -39,6 +43,9 @@ def build_store(
         str | None, typer.Option(metavar="I/N", help="build a shard, of N, beside the store: for job arrays")
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="say what would be done, and do nothing")] = False,
+    estimate: Annotated[
+        bool, typer.Option("--estimate", help="try a few scans, say what time and disk the build needs; keep nothing")
+    ] = False,
     strict: Annotated[
         bool, typer.Option("--strict", help="stop at the first bad scan instead of quarantining it")
     ] = False,
@@ -62,6 +69,9 @@ def build_store(
         shown = table(("case", "stage", "action", "reason"), rows)
         output.result("plan", {"items": [asdict(item) for item in items]}, shown)
         return
+    if estimate:
+        _estimate(common, sources, path, config, layout=layout, limit=limit, workers=workers)
+        return
     by_torchrun = "TORCHELASTIC_RUN_ID" in os.environ
     options: dict[str, Any] = {
         "layout": layout, "limit": limit, "workers": workers, "strict": strict, "device": common.device,
@@ -82,3 +92,23 @@ def build_store(
     output.result("build-store", asdict(summary), facts_table(facts), *waits)
     if summary.quarantined and not by_torchrun:  # torchrun would take it for a failure, and start again
         raise typer.Exit(QUARANTINED)
+
+
+def _estimate(common: Common, sources: list[Path], path: Path, config: "Config", **options: Any) -> None:
+    from m3di.build_estimate import estimate_build
+
+    found = estimate_build(sources, path, config, device=common.device, **options)
+    facts: dict[str, object] = {
+        "volumes": found.volumes, "slices, about": found.slices, "time": duration(found.total_s),
+        "to read and describe": duration(found.reading_s), "to fit the teacher": duration(found.teacher_s),
+        "to embed": duration(found.embedding_s), "memory, GiB": found.memory_gib, "disk, GiB": found.disk_gib,
+        "free disk, GiB": found.free_gib,
+    }  # fmt: skip
+    lines = (
+        [] if found.fits else ["the disk has no room: another --store, a smaller volumes.cube_size or more stride"]
+    )
+    if config.captions.captioner == "endpoint":
+        lines.append("captions are not counted: m3di captions plan says what they cost")
+    common.output.result("build-estimate", asdict(found), facts_table(facts), *lines)
+    if not found.fits:
+        raise typer.Exit(PROBLEMS)

@@ -8,10 +8,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from cli.estimates import tell_estimate
 from cli.options import Common, DataOption, RunOption, data_path, new_run
 from cli.output import facts_table, table
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from m3di.config import Config
+    from m3di.events import Report
     from m3di.training.finetune import FinetuneSummary
 
 QUARANTINED = 3
@@ -38,6 +43,12 @@ def finetune(
     max_steps: Annotated[int | None, typer.Option(help="length in steps, instead of epochs")] = None,
     epochs: Annotated[int | None, typer.Option(help="length in epochs")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="continue the run from its last checkpoint")] = False,
+    estimate: Annotated[
+        bool,
+        typer.Option(
+            "--estimate", help="try a few steps, say what time and memory the run needs; keep the task's cubes alone"
+        ),
+    ] = False,
 ) -> None:
     """Train a network on a task, from scratch or from a pretrained encoder."""
     from m3di.report.pages.training import write_training_report
@@ -58,6 +69,9 @@ def finetune(
         train, task, source, network=network, init=init, cubes_folder=path.parent / ".data", device=common.device,
         resume=resume, report=output.event,
     )  # fmt: skip
+    if estimate:
+        _estimate(common, one, config)
+        return
     runs = repeat(path, config, repeats, one)
     if repeats == 1:
         (summary,) = runs
@@ -69,6 +83,23 @@ def finetune(
         output.result("finetune", shown, *_repeats_table(path, runs))
     if any(summary.num_quarantined for summary in runs):
         raise typer.Exit(QUARANTINED)
+
+
+def _estimate(common: Common, train: "Callable[..., FinetuneSummary]", config: "Config") -> None:
+    from m3di.training.estimate import estimate_finetuning
+
+    def silent(run: Path, settings: "Config", report: "Report") -> object:
+        return train(run, settings, report=report)
+
+    found = estimate_finetuning(silent, config, device=common.device)
+    batch = config.finetune.batch_size
+    if found.fitting is None:
+        advice = "not even one volume fits: a smaller network or cube"
+    elif found.fitting < batch:
+        advice = f"a batch of {batch} does not fit: --set finetune.batch_size={found.fitting}"
+    else:
+        advice = f"a batch of {batch} fits"
+    tell_estimate(common.output, "finetune-estimate", found, advice)
 
 
 def _repeats_table(run: Path, runs: "list[FinetuneSummary]") -> list[object]:

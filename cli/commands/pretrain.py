@@ -12,8 +12,6 @@ from cli.output import facts_table
 if TYPE_CHECKING:
     from m3di.config import Config
 
-PROBLEMS = 4
-
 
 def pretrain(
     common: Common,
@@ -29,8 +27,8 @@ def pretrain(
     epochs: Annotated[int | None, typer.Option(help="length in epochs")] = None,
     checkpoint_every: Annotated[int | None, typer.Option(help="steps between checkpoints")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="continue the run from its last checkpoint")] = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="try a few steps, say what time and memory the run needs; keep nothing")
+    estimate: Annotated[
+        bool, typer.Option("--estimate", help="try a few steps, say what time and memory the run needs; keep nothing")
     ] = False,
 ) -> None:
     """Pretrain a 3D encoder against a store's embeddings.
@@ -46,7 +44,7 @@ def pretrain(
         pretrain__epochs=epochs,
         pretrain__checkpoint_every=checkpoint_every,
     )
-    if dry_run:
+    if estimate:
         _estimate(common, store_path(store), config)
         return
     path = new_run(run, f"pretrain-{config.encoder.name}")
@@ -82,16 +80,10 @@ def _estimate(common: Common, store: Path, config: "Config") -> None:
 
     found = estimate_pretraining(store, config, device=common.device)
     batch, asked = config.pretrain.batch_size, config.pretrain.accumulation
-    facts: dict[str, object] = {"steps": found.steps, "memory, GiB": found.memory_gib}
-    facts["free memory, GiB"] = "not known" if found.free_gib is None else found.free_gib
-    if found.step_s is not None and found.total_s is not None:
-        facts |= {"seconds a step": found.step_s, "hours": found.total_s / 3600}
-    if found.accumulation is None:
+    if found.fitting is None:
         advice = "no part of a batch fits: a smaller encoder or cube, or --set pretrain.gradient_checkpointing=true"
-    elif found.accumulation > asked:
-        advice = f"a batch of {batch} fits in parts: --set pretrain.accumulation={found.accumulation}"
+    elif found.fitting * asked < batch:
+        advice = f"a batch of {batch} fits in parts: --set pretrain.accumulation={batch // found.fitting}"
     else:
         advice = f"a batch of {batch} fits"
-    common.output.result("pretrain-plan", {**asdict(found), "advice": advice}, facts_table(facts), advice)
-    if not found.fits:
-        raise typer.Exit(PROBLEMS)
+    tell_estimate(common.output, "pretrain-estimate", found, advice)

@@ -130,3 +130,21 @@ def test_strict_refuses_instead_and_settings_say_what_scans_do_not(tmp_path):
     done = m3di("build-store", "data", *SIZES, "--set", "sources.modality=MR", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert json.loads(m3di("info", "--json", cwd=tmp_path).stdout)["modalities"] == "MR (1)"
+
+
+@pytest.mark.slow
+def test_an_estimate_counts_what_is_to_be_built_and_keeps_nothing(tmp_path):
+    write_msd_dataset(tmp_path / "data", 5)
+    asked = ("build-store", "data", *SIZES, "--json")
+    done = m3di(*asked, "--estimate", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    before = json.loads(done.stdout)
+    assert not (tmp_path / "store").exists()
+    assert before["volumes"] == 5
+    assert before["total_s"] == pytest.approx(before["reading_s"] + before["teacher_s"] + before["embedding_s"])
+    assert m3di(*asked, cwd=tmp_path).returncode == 0
+    info = json.loads(m3di("info", "--json", cwd=tmp_path).stdout)
+    assert before["slices"] == pytest.approx(info["rows"], rel=0.2)
+    assert before["disk_gib"] == pytest.approx(info["bytes"] / 2**30, rel=0.2)
+    after = json.loads(m3di(*asked, "--estimate", cwd=tmp_path).stdout)
+    assert (after["volumes"], after["slices"], after["total_s"], after["disk_gib"]) == (0, 0, 0, 0)
