@@ -65,6 +65,10 @@ class Common:
 StoreOption = Annotated[Path | None, typer.Option("--store", help="the store [env: M3DI_STORE; else ./store]")]
 DataOption = Annotated[Path | None, typer.Option("--data", help="the dataset [env: M3DI_DATA, task's name below it]")]
 RunOption = Annotated[Path | None, typer.Option("--run", help="the run's folder [else runs/<time>-<name>]")]
+LeaveOutOption = Annotated[
+    list[str] | None,
+    typer.Option("--leave-out", metavar="TASK:DATA|RUN", help="keep the people out whom a task tests; repeatable"),
+]
 HtmlOption = Annotated[Path | None, typer.Option("--html", metavar="FILE", help="write a page to look at, too")]
 
 

@@ -235,8 +235,9 @@ class PretrainConfig:
     a moving average of the weights, which is evaluated, and saved beside them as `ema`. `tensorboard` writes the
     metrics as TensorBoard events too. `random_teacher` allows a store whose teacher was never trained: a control
     experiment. `slice_weights` is a file of `m3di captions audit --out`, by which the chance of slices is multiplied;
-    empty for none. `leave_out` keeps the people out whom tasks test: each entry is `TASK:DATA`, divided by these
-    settings (`split`), or a fine-tuning run.
+    empty for none. `leave_out` keeps the people out whom tasks test, in `m3di build-store` of the teacher's fit, in
+    `m3di pretrain` of the encoder's training: each entry is `TASK:DATA`, divided by these settings (`split`), or a
+    fine-tuning run.
     """
 
     slices_per_volume: Positive = 8

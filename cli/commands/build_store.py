@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cli.options import Common, StoreOption, source_paths, store_path
+from cli.options import Common, LeaveOutOption, StoreOption, source_paths, store_path
 from cli.output import duration, facts_table, table
 from stores.errors import RefusedError
 
@@ -34,6 +34,7 @@ def build_store(
     ] = None,
     captioner: Annotated[str | None, typer.Option(help="who writes captions: describe, endpoint or table")] = None,
     captions: Annotated[Path | None, typer.Option(help="table of captions: CSV, JSONL or Parquet")] = None,
+    leave_out: LeaveOutOption = None,
     slice_stride: Annotated[
         int | None, typer.Option(help="every how many positions of the cube a slice is taken")
     ] = None,
@@ -60,6 +61,7 @@ def build_store(
         volumes__slice_stride=slice_stride,
         captions__captioner="table" if captions and captioner is None else captioner,
         captions__file=str(captions) if captions else None,
+        pretrain__leave_out=leave_out or None,
     )
     sources, path = source_paths(source), store_path(store)
     own = None if shard is None else Shard.parse(shard)

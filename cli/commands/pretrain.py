@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cli.options import Common, RunOption, StoreOption, new_run, store_path
+from cli.options import Common, LeaveOutOption, RunOption, StoreOption, new_run, store_path
 from cli.output import facts_table
 
 if TYPE_CHECKING:
@@ -19,10 +19,7 @@ def pretrain(
     run: RunOption = None,
     encoder: Annotated[str | None, typer.Option(help="its name, such as vit; m3di doctor lists them")] = None,
     slices_per_volume: Annotated[int | None, typer.Option(help="K: slices of a volume in a step")] = None,
-    leave_out: Annotated[
-        list[str] | None,
-        typer.Option(metavar="TASK:DATA|RUN", help="keep the people out whom a task tests; repeatable"),
-    ] = None,
+    leave_out: LeaveOutOption = None,
     max_steps: Annotated[int | None, typer.Option(help="length in steps, instead of epochs")] = None,
     epochs: Annotated[int | None, typer.Option(help="length in epochs")] = None,
     checkpoint_every: Annotated[int | None, typer.Option(help="steps between checkpoints")] = None,

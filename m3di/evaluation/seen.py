@@ -39,14 +39,19 @@ def look_for_leaks(found: checkpoint.Checkpoint, tested: Sequence[Case], cases: 
     if facts.get("validated_on"):
         seen["validation"] = _scans(facts["validated_on"], people)
     seen["pretraining"] = _scans(facts["pretrained_on"], facts.get("pretrained_people", {}))
+    if teachers := facts.get("teachers_fitted_on"):
+        digests = {name: digest for name, (digest, *_) in teachers.items()}
+        seen["teacher"] = _scans(digests, {name: owner for name, (_, *owner) in teachers.items()})
     embeddings = _embeddings(facts, [*test, *(scan for scans in seen.values() for scan in scans)])
     report = find_leaks(
         _with_embeddings(test, embeddings),
         {group: _with_embeddings(scans, embeddings) for group, scans in seen.items()},
     )
-    if facts.get("pretraining_known", True):
-        return report
-    return replace(report, unknown=(*report.unknown, f"what {facts['init']['path']} was pretrained on"))
+    if not facts.get("pretraining_known", True):
+        report = replace(report, unknown=(*report.unknown, f"what {facts['init']['path']} was pretrained on"))
+    elif facts["pretrained_on"] and facts.get("teachers_fitted_on") is None:
+        report = replace(report, unknown=(*report.unknown, "what the teacher of its pretraining was fitted to"))
+    return report
 
 
 def _digest(case: Case) -> str:

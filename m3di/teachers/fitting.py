@@ -3,7 +3,7 @@
 Slices of all volumes are drawn and encoded once; each volume split then takes its training and held-out rows of them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,13 +14,14 @@ from m3di.captions.captioner import opening_of
 from m3di.captions.stage import slice_images, slice_position
 from m3di.config import Config
 from m3di.events import Check, Report, go_on
-from m3di.tasks.split import nested_order, share_of
+from m3di.tasks.split import Owner, nested_order, share_of
 from m3di.teachers.clip import Teacher, load_teacher
 from m3di.teachers.dense import PatchProjection, PatchStatistics
 from m3di.teachers.tuning import HeadFit, TowerFit, fit_heads, fit_towers, retrieval_card
+from m3di.training.leave_out import people_left_out
 from m3di.types import Float, Tensor, UInt8
 from stores import Store
-from stores.errors import DamagedError
+from stores.errors import DamagedError, RefusedError
 from stores.records import Captions, VolumeRecord
 
 _ENCODED_AT_A_TIME = 256
@@ -35,18 +36,22 @@ class FittedTeacher:
         card: How it retrieves on held-out volumes: `before` and `after` the fit for the split that it was fitted on;
             with several splits, `splits`, each with its seed. Empty when no subject is held out.
         projection: Of its patch features, when dense rows are wanted.
+        fitted_on: Content digest, dataset and subject of each volume that it, or the projection, was fitted to.
     """
 
     teacher: Teacher
     card: dict[str, Any]
     projection: PatchProjection | None
+    fitted_on: dict[str, tuple[str, str, str]]
 
 
 def fit_teacher(
     store: Store, captioner: str, config: Config, *, device: str, splits: int = 1, report: Report,
     check: Check = go_on,
 ) -> FittedTeacher:  # fmt: skip
-    """Fit a teacher as the settings say, on the training subjects of `config.split`, and score it.
+    """Fit a teacher as the settings say, on the training subjects of `config.split`, and score it on the others.
+
+    Whom `pretrain.leave_out` names is among the others.
 
     Args:
         store: Holds the volumes and their captions.
@@ -58,17 +63,18 @@ def fit_teacher(
         check: Called between batches and steps.
 
     Raises:
-        RefusedError, DivergedError: See `load_teacher`, `fit_heads` and `fit_towers`.
+        RefusedError, DivergedError: See `people_left_out`, `load_teacher`, `fit_heads` and `fit_towers`.
         DamagedError: E_MISSING, when a volume has no captions.
     """
     base = load_teacher(config.teacher.spec, device=device, dtype=config.teacher.precision)
     pairs = _Pairs.draw(store, captioner, config)
+    left_out = people_left_out(store, config)
     report("begin", stage="teacher", slices=len(pairs.texts))
     features = _Features.of(base, pairs, check)
     scored, fitted = [], base
     for number in range(splits):
         seed = config.split.seed + number
-        train, held_out = pairs.split(config, seed)
+        train, held_out = pairs.split(config, seed, left_out)
         one = _fit(base, pairs, features, train, config, check)
         card = _cards(base, one, pairs, features, held_out, check) if len(held_out) else {}
         scored.append({"seed": seed, **card})
@@ -78,7 +84,9 @@ def fit_teacher(
     card = {name: value for name, value in scored[0].items() if name != "seed"}
     if splits > 1:
         card["splits"] = scored
-    return FittedTeacher(fitted, card, _projection(fitted, pairs.images[first], config, check))
+    projection = _projection(fitted, pairs.images[first], config, check)
+    is_fitted = fitted is not base or projection is not None
+    return FittedTeacher(fitted, card, projection, pairs.scans(store, first) if is_fitted else {})
 
 
 def _fit(  # noqa: PLR0917
@@ -171,6 +179,7 @@ class _Pairs:
         texts: Their captions.
         planes: Plane number of each.
         positions: Place of each along its plane's normal, 0 to 1.
+        volumes: Name of the volume of each.
         owners: (dataset, subject) of each.
     """
 
@@ -178,7 +187,8 @@ class _Pairs:
     texts: list[str]
     planes: Tensor
     positions: Tensor
-    owners: list[tuple[str, str]]
+    volumes: list[str]
+    owners: list[Owner]
 
     @classmethod
     def draw(cls, store: Store, captioner: str, config: Config) -> "_Pairs":
@@ -200,21 +210,37 @@ class _Pairs:
                     for v, plane, rank, _ in items
                 ]
             ),
+            [v for v, *_ in items],
             [(records[v].dataset, records[v].subject) for v, *_ in items],
         )
 
-    def split(self, config: Config, seed: int) -> tuple[Tensor, Tensor]:
-        """Rows of the training subjects, and of the others."""
+    def split(self, config: Config, seed: int, left_out: Set[Owner]) -> tuple[Tensor, Tensor]:
+        """Rows of the training subjects, and of the others.
+
+        Raises:
+            RefusedError: E_SPLIT, when there is nobody to fit to.
+        """
         shares = share_of(self.owners, ratios=config.split.ratios, seed=seed)
-        train = torch.tensor([share == "train" for share in shares])
+        trains = [
+            share == "train" and owner not in left_out for owner, share in zip(self.owners, shares, strict=True)
+        ]
+        if not any(trains):
+            message = "pretrain.leave_out and split.ratios leave nobody to fit the teacher to"
+            raise RefusedError("E_SPLIT", message, hint="add volumes to the store, or leave out fewer people")
+        train = torch.tensor(trains)
         return train.nonzero()[:, 0], (~train).nonzero()[:, 0]
+
+    def scans(self, store: Store, rows: Tensor) -> dict[str, tuple[str, str, str]]:
+        """Content digest, dataset and subject of the volumes that some rows are of."""
+        records = [store.record(volume) for volume in sorted({self.volumes[row] for row in rows.tolist()})]
+        return {one.volume: (one.source_digest, one.dataset, one.subject) for one in records}
 
     def take(self, rows: Tensor) -> "_Pairs":
         """Some of the rows."""
         chosen = rows.tolist()
         return _Pairs(
             self.images[rows], [self.texts[row] for row in chosen], self.planes[rows], self.positions[rows],
-            [self.owners[row] for row in chosen],
+            [self.volumes[row] for row in chosen], [self.owners[row] for row in chosen],
         )  # fmt: skip
 
 

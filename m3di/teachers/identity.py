@@ -17,7 +17,10 @@ DENSE: Final = "dense"
 def teacher_request(config: Config, captioner: str) -> str:
     """Identity of the settings that a fitted teacher answers to, and of how this m3di encodes."""
     settings = config.to_dict()["teacher"]
-    return digest_of({"teacher": settings, "captioner": captioner, "seed": config.seed, "version": VERSION})
+    request = {"teacher": settings, "captioner": captioner, "seed": config.seed, "version": VERSION}
+    if config.pretrain.leave_out:
+        request["leave_out"] = sorted(config.pretrain.leave_out)
+    return digest_of(request)
 
 
 def dense_facts(store: Store, teacher: str) -> dict[str, Any] | None:

