@@ -6,13 +6,15 @@ that no rule knows, a weight that the file lacks and a shape that differs are er
 
 import pickle
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
+import numpy as np
 import safetensors
 import safetensors.torch
 import torch
+from numpy._core.multiarray import scalar
 from torch import nn
 
 from m3di.networks.segmentation import SegmentationNetwork
@@ -20,8 +22,14 @@ from m3di.types import Tensor
 from stores.errors import RefusedError
 
 NUM_SHOWN = 3  # names of a kind that an error shows
+ENTRIES: Final = ("state_dict", "network_weights")  # where files keep the weights beside other things
+# What such other things may be of besides plain types; harmless, and nnU-Net's log is full of it.
+NUMPY_NUMBERS: Final[list[Any]] = [
+    (scalar, "numpy._core.multiarray.scalar"), (scalar, "numpy.core.multiarray.scalar"), np.dtype,
+    np.dtypes.Float64DType, np.dtypes.Float32DType, np.dtypes.Int64DType,
+]  # fmt: skip
 OPTIONAL: Final = ".num_batches_tracked"  # old files have no such counters, and nothing here reads them
-STEM: Final = "encoder.patch_embed.proj.weight"  # of `video_swin`
+STEM: Final = "patch_embed.proj.weight"  # of `video_swin`
 
 Rules = tuple[tuple[str, str | None], ...]
 
@@ -38,6 +46,29 @@ def _nnformer_blocks(theirs: str, ours: str) -> Rules:
         r"mlp\.fc2\.(?P<kind>\w+)": r"mlp.2.\g<kind>",
     }
     return tuple((rf"{theirs}\.{pattern}", f"{ours}.{name}") for pattern, name in parts.items())
+
+
+def _from_nnunet(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Name the stages of a `PlainConvUNet` as MONAI does, and turn the kernels, which are (z, y, x) there."""
+    found = {
+        name: re.fullmatch(r"encoder\.stages\.(\d+)\.0\.convs\.([01])\.(conv|norm)\.(\w+)", name) for name in state
+    }
+    last = max((int(match[1]) for match in found.values() if match), default=0)
+    renamed = {}
+    for theirs, value in state.items():
+        ours, match = theirs, found[theirs]
+        if match is not None:
+            stage = int(match[1])
+            place = {0: "input_block", last: "bottleneck"}.get(stage, f"downsamples.{stage - 1}")
+            layer = f"{match[3]}{int(match[2]) + 1}" + (".conv" if match[3] == "conv" else "")
+            ours = f"encoder.{place}.{layer}.{match[4]}"
+        renamed[ours] = value.permute(0, 1, 4, 3, 2).contiguous() if value.ndim == 5 else value
+    return renamed
+
+
+def _of_one_channel(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Three channels that would see the same grey volume are one with the sum of their weights."""
+    return {name: value.sum(dim=1, keepdim=True) if name == STEM else value for name, value in state.items()}
 
 
 # fmt: off
@@ -78,8 +109,21 @@ RULES: Final[dict[str, Rules]] = {
         (r"((?:patch_embed|features|norm)\..+)", r"encoder.\1"),
         (r"head\.(?:weight|bias)", None),
     ),
+    # nnU-Net v2's `PlainConvUNet` with two convolutions a stage: its encoder, as `_from_nnunet` names it. A bias
+    # before an instance norm does nothing. The decoder holds the encoder once more; its transposed convolutions have
+    # a bias, which ours have not, so it is left out.
+    "nnunet": (
+        (r"(encoder\.(?:input_block|downsamples\.\d+|bottleneck)\.(?:conv[12]\.conv\.weight|norm[12]\.\w+))", r"\1"),
+        (r"encoder\..+\.conv[12]\.conv\.bias", None),
+        (r"encoder\.stages\.\d+\.0\.convs\.[01]\.all_modules\..+", None),
+        (r"decoder\..+", None),
+    ),
 }
 # fmt: on
+CONVERSIONS: Final[dict[str, Callable[[Mapping[str, Tensor]], dict[str, Tensor]]]] = {
+    "nnunet": _from_nnunet,
+    "video_swin": _of_one_channel,
+}  # fmt: skip
 
 
 def load_public_weights(network: nn.Module, spec: str) -> None:
@@ -96,7 +140,8 @@ def load_public_weights(network: nn.Module, spec: str) -> None:
     if family not in RULES or not path:
         hint = f"write FAMILY:PATH, with a family of {', '.join(sorted(RULES))}"
         raise RefusedError("E_WEIGHTS", f"unknown public weights {spec!r}", hint=hint)
-    renamed, unknown = _rename(_read(Path(path)), RULES[family])
+    state = CONVERSIONS.get(family, dict)(_read(Path(path)))
+    renamed, unknown = _rename(state, RULES[family])
     if not isinstance(network, SegmentationNetwork):
         renamed = {n.removeprefix("encoder."): v for n, v in renamed.items() if n.startswith("encoder.")}
     targets = network.state_dict() | dict(network.named_buffers())
@@ -106,18 +151,20 @@ def load_public_weights(network: nn.Module, spec: str) -> None:
 
 
 def _read(path: Path) -> Mapping[str, Tensor]:
-    """Read a file's tensors by name; those under `state_dict`, where there is such an entry."""
+    """Read a file's tensors by name; those under one of `ENTRIES`, where there is such an entry."""
     try:
         if path.suffix == ".safetensors":
             return safetensors.torch.load_file(path)
-        found = torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(NUMPY_NUMBERS):
+            found = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         message = f"{path} holds more than tensors: {str(error).splitlines()[0]}"
         hint = "save its state dict alone as safetensors, in a place you trust: pickles can run code"
         raise RefusedError("E_UNSAFE_WEIGHTS", message, hint=hint) from error
     except (OSError, EOFError, RuntimeError, safetensors.SafetensorError) as error:
         raise RefusedError("E_WEIGHTS", f"cannot read {path}: {error}", hint="check the file") from error
-    state = found.get("state_dict", found) if isinstance(found, Mapping) else found
+    named = isinstance(found, Mapping)
+    state = next((found[entry] for entry in ENTRIES if entry in found), found) if named else found
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
         raise RefusedError("E_WEIGHTS", f"{path} holds no state dict", hint="save tensors by name")
     return state
@@ -133,8 +180,6 @@ def _rename(state: Mapping[str, Tensor], rules: Rules) -> tuple[dict[str, Tensor
             unknown.append(name)
         elif ours is not None:
             renamed[match.expand(ours)] = value
-    if STEM in renamed:  # three channels that would see the same grey volume are one with the sum of their weights
-        renamed[STEM] = renamed[STEM].sum(dim=1, keepdim=True)
     return renamed, unknown
 
 

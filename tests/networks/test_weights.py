@@ -1,15 +1,18 @@
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
 from monai.networks.nets.swin_unetr import SwinTransformer
 from torchvision.models.video import swin3d_t
 
+from m3di.exports.nnunet import network_weights
 from m3di.networks.registry import create_encoder, create_segmentation
 from m3di.networks.weights import load_public_weights
 from stores.errors import RefusedError
+from tests.exports.made import source
 from tests.networks.test_encoders import SMALL, cubes, small
 
 
@@ -214,6 +217,44 @@ def test_video_swin_sums_the_stems_channels(tmp_path):
     torch.testing.assert_close(logits, theirs(frames), rtol=1e-4, atol=1e-5)
 
 
+def nnunet():
+    """A network, and what nnU-Net keeps of the same one in a checkpoint: biases too, and a log of numpy's numbers."""
+    found = source("segmentation", "nnunet", cube_size=16, filters=(4, 6, 8))
+    state = network_weights(found)
+    for name, value in state.items():
+        if name.endswith("conv.bias"):
+            state[name] = torch.rand(value.shape)
+    beside = {
+        "logging": {"train_losses": [np.float32(0.1), np.float64(0.2)]}, "current_epoch": np.int64(3),
+        "init_args": {"plans": {"batch_size": 2}, "device": torch.device("cpu")}, "trainer_name": "nnUNetTrainer",
+    }  # fmt: skip
+    return found.encoder, state, beside
+
+
+@torch.no_grad()
+def test_an_encoder_of_nnunet(tmp_path):
+    theirs, state, beside = nnunet()
+    path = tmp_path / "checkpoint_final.pth"
+    torch.save({"network_weights": state, **beside}, path)
+    ours = create_encoder("dynunet", cube_size=16, filters=(4, 6, 8))
+    load_public_weights(ours, f"nnunet:{path}")
+    for one, other in zip(ours(cubes(size=16)).pyramid, theirs(cubes(size=16)).pyramid, strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize(
+    "name", ["encoder.stages.1.0.convs.2.conv.weight", "encoder.stages.1.0.blocks.0.conv1.conv.weight"]
+)
+def test_other_stages_of_nnunet_are_refused(tmp_path, name):
+    """Three convolutions a stage, or residual ones."""
+    _, state, _ = nnunet()
+    error = refusal(
+        create_encoder("dynunet", cube_size=16, filters=(4, 6, 8)),
+        f"nnunet:{saved(tmp_path, state | {name: torch.zeros(6, 6, 3, 3, 3)})}",
+    )
+    assert f"1 unknown ({name})" in error.message
+
+
 class Opened:
     """What a pickle would run."""
 
@@ -232,7 +273,7 @@ def test_files_that_could_run_code_are_refused(tmp_path, monkeypatch):
 def test_unknown_families_are_refused(spec):
     error = refusal(small("nnformer"), spec)
     assert (error.code, error.message) == ("E_WEIGHTS", f"unknown public weights {spec!r}")
-    assert error.hint.endswith("medicalnet, nnformer, swin, video_swin")
+    assert error.hint.endswith("medicalnet, nnformer, nnunet, swin, video_swin")
 
 
 @pytest.mark.parametrize("content", [b"", b"no weights", None])
