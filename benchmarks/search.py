@@ -3,13 +3,17 @@
     python benchmarks/search.py [VOLUMES ...] [--approximate] [--keep DIR]
 
 For each size (2,000 volumes by default) a store of synthetic rows: 105 slices of each plane, image and text rows of
-width 512, which vary by place, by volume and by chance. Then, in a process of its own each: a question just after the
-store was opened, the same again (best of five), the same with the part copied into memory, and on request by the
-approximate index. Seconds of the wall and of the CPU; peak memory with and without pages of the map.
+width 512, which vary by place, by volume and by chance. Then, in a process of its own each, exact search from the map
+(the baseline), from the copy that an engine makes once it is asked again and again, and on request the approximate
+index. Of each: opening the store with a first question, making the copy, the question again (best of five), a slice
+question with the same place in other people (best of five), and a first question for volumes. Seconds of the wall and
+of the CPU, by as many threads as there are cores (`taskset -c 0` for one); peak memory, pages of the map included,
+and what is the process's own. Ratios are of CPU time, to the baseline.
 """
 
 import argparse
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -71,24 +75,37 @@ def _put(transaction: Any, number: int, places: np.ndarray, random: np.random.Ge
         transaction.put("rows", key, encode_block(rows.swapaxes(0, 1).astype(np.float16), key))
 
 
-def measure(path: Path, *, compact: bool, approximate: bool) -> dict[str, float]:
-    """Seconds of a first and of later questions."""
+def measure(path: Path, how: str) -> dict[str, float]:
+    """Seconds of a first and of later questions, and MiB."""
     times: dict[str, float] = {}
-    with Searcher(path, compact=compact) as searcher:
-        number = len(searcher.embeddings) // 2
-        vector = searcher.vector_of(searcher.embeddings.index.volumes[number], 1, 60)
+    wanted = Wanted(approximate=how == "approximate")
 
-        def ask() -> object:
-            return searcher.by_vector(vector, Wanted(approximate=approximate))
+    def keep(name: str, call: Callable[[], object], repeats: int = 1) -> None:
+        timed = [_timed(call) for _ in range(repeats)]
+        times[name], times[f"{name} cpu"] = min(wall for wall, _ in timed), min(cpu for _, cpu in timed)
 
-        times["first"], times["first cpu"] = _timed(ask)
-        later = [_timed(ask) for _ in range(REPEATS)]
-        times["warm"], times["warm cpu"] = min(wall for wall, _ in later), min(cpu for _, cpu in later)
-        times["volumes cpu"] = _timed(lambda: searcher.by_volume(searcher.embeddings.index.volumes[number]))[1]
-        if approximate:
+    begun = time.perf_counter(), time.process_time()
+    with Searcher(path, compact=how == "copied") as searcher:
+        volume = searcher.embeddings.index.volumes[len(searcher.embeddings) // 2]
+        vector = searcher.vector_of(volume, 1, 60)
+        searcher.by_vector(vector, wanted)
+        times["first"], times["first cpu"] = time.perf_counter() - begun[0], time.process_time() - begun[1]
+        if how == "copied":
+            keep("copy", searcher.part(0).compact)
+        keep("warm", lambda: searcher.by_vector(vector, wanted), REPEATS)
+        keep("slice", lambda: searcher.by_slice(volume, "coronal", 60, wanted), REPEATS)
+        times["own MiB"] = _own_memory()
+        keep("volumes", lambda: searcher.by_volume(volume))
+        if how == "approximate":
             times["recall"] = searcher._indices[0].recall
     times["peak MiB"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     return times
+
+
+def _own_memory() -> float:
+    """MiB that are not pages of a file (Linux)."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon:")) / 1024
 
 
 def _timed(call: Callable[[], object]) -> tuple[float, float]:
@@ -111,19 +128,22 @@ def main() -> None:
     parser.add_argument("--measure", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.measure:
-        how = options.measure
-        print(json.dumps(measure(options.keep, compact=how == "compact", approximate=how == "approximate")))
+        print(json.dumps(measure(options.keep, options.measure)))
         return
-    ways = ["mapped", "compact", *(["approximate"] if options.approximate else [])]
+    ways = ["mapped", "copied", *(["approximate"] if options.approximate else [])]
+    print(f"{len(os.sched_getaffinity(0))} threads")
     with tempfile.TemporaryDirectory() as temporary:
         for count in options.volumes:
             path = (options.keep or Path(temporary)) / f"store-{count}"
             if not path.exists():
                 fill(path, count)
-            for how in ways:
-                times = _in_process(path, how)
-                print(f"{count:6d} volumes, {how:11}", {name: round(value, 4) for name, value in times.items()},
-                      flush=True)  # fmt: skip
+            found = {how: _in_process(path, how) for how in ways}
+            for how, times in found.items():
+                shown = ", ".join(f"{name} {value:.4g}" for name, value in times.items())
+                print(f"{count:6d} volumes, {how:11} {shown}", flush=True)
+            for name in ("warm cpu", "slice cpu"):
+                ratios = (f"{how} {found['mapped'][name] / times[name]:.2f}" for how, times in found.items())
+                print(f"{count:6d} volumes, {name}: times as fast: {', '.join(ratios)}", flush=True)
 
 
 if __name__ == "__main__":

@@ -58,14 +58,14 @@ class Diagnosis:
 
 
 def diagnose(searcher: Searcher) -> Diagnosis:
-    """Look at everything; with a run, on the volumes that it was not trained on, else on those it would not be.
+    """Look at everything; with a run, on the volumes that it has never seen, else on those that it would not.
 
     Args:
         searcher: The engine on a store, with or without a run.
     """
     store, embeddings = searcher.store, searcher.embeddings
     model = searcher.model
-    _, held_out = split_store(embeddings, model.config if model else load_config())
+    held_out = model.held_out(embeddings) if model else split_store(embeddings, load_config())[1]
     scans = scans_in(store)
     tested = set(held_out.index.volumes)
     leaks = find_leaks(

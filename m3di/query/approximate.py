@@ -1,9 +1,10 @@
 """An approximate index (HNSW, by usearch) for stores too big for exact search at the pace of a conversation.
 
-Exact search takes 0.36 s of CPU time a million rows, two cores share it: at 20,000 volumes 2.4 s. The index answers
-in 1 to 3 ms, but misses some rows (3 to 6% of the first ten, of 150 thousand synthetic rows; how many is measured
-when it is built and said beside each answer), and takes the longer to build the bigger it is: 0.09 s of CPU time a
-thousand rows at 50 thousand, 0.18 at 150 thousand; 2 KB a row. What it finds is scored again from the checked rows.
+Exact search takes 0.38 s of CPU time a million rows, 0.17 from a copy in memory, and cores share it: at 20,000
+volumes 2.4 and 1.1 s (`benchmarks/search.py`). The index answers in 1 to 3 ms, but misses some rows (3 to 6% of the
+first ten, of 150 thousand synthetic rows; how many is measured when it is built and said beside each answer), and
+takes the longer to build the bigger it is: 0.09 s of CPU time a thousand rows at 50 thousand, 0.18 at 150 thousand;
+2 KB a row. What it finds is scored again from the checked rows.
 
 It is kept beside the store, not in it, under the digest of the store's content: another content asks for another
 index, and old ones may be deleted at any time.
@@ -11,12 +12,14 @@ index, and old ones may be deleted at any time.
 
 import json
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
+from m3di.query.ranking import best
 from m3di.query.scan import Part
 from stores import Store, atomic
 from stores.errors import DamagedError, RefusedError
@@ -87,7 +90,8 @@ def measure_recall(index: Any, part: Part) -> float:
         probe = part.rows(np.array([first, second])).astype(np.float32).sum(axis=0)
         probe /= np.linalg.norm(probe)
         top = min(_RECALL_AT, len(part))
-        truth = np.argpartition(-part.scores(probe), top - 1)[:top]
+        exact = best(part.scores(probe), partial(part.exact, vector=probe), top=top, margin=part.margin)
+        truth = [row for row, _ in exact]
         shares.append(np.isin(truth, index.search(probe, top).keys).mean())
     return float(np.mean(shares))
 

@@ -1,7 +1,7 @@
 """`key=value` conditions on the slices that may answer."""
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Final
 
 import numpy as np
@@ -14,6 +14,7 @@ from stores.records import VolumeRecord
 
 KEYS: Final = ("modality", "dataset", "body_part", "subject", "sequence", "volume")  # fields of a record
 PLANE: Final = "plane"
+UNKNOWN: Final = {"body_part": "", "modality": "unknown"}  # keys that texts name, and their value where nobody knows
 MAX_NAMED: Final = 12  # values that a message lists
 
 
@@ -48,10 +49,25 @@ def allowed_blocks(
     return allowed
 
 
-def plane_named_in(text: str) -> str | None:
-    """The plane that a text names, if it names one only."""
-    named = set(re.findall(r"[a-z]+", text.lower())) & set(PLANES)
-    return named.pop() if len(named) == 1 else None
+def named_in(text: str, records: Iterable[VolumeRecord]) -> Iterator[tuple[str, list[str]]]:
+    """What a text names, as keys with their values: a plane, body parts and modalities that volumes have.
+
+    Volumes of which a body part or modality is not known count as named: they may be of it.
+    """
+    words = f" {' '.join('mr' if word == 'mri' else word for word in _words_of(text))} "
+    planes = [plane for plane in PLANES if f" {plane} " in words]
+    if len(planes) == 1:
+        yield PLANE, planes
+    known = list(records)
+    for key, unknown in UNKNOWN.items():
+        values = {str(getattr(record, key)) for record in known}
+        named = [value for value in sorted(values - {unknown}) if f" {' '.join(_words_of(value))} " in words]
+        if named:
+            yield key, [*named, *({unknown} & values)]
+
+
+def _words_of(text: str) -> list[str]:
+    return re.findall(r"[^\W_]+", text.lower())
 
 
 def _parsed(condition: str) -> tuple[str, str]:

@@ -14,12 +14,13 @@ from m3di.networks.encoders import as_module
 from m3di.networks.psat import PlaneSliceAwareTransformer
 from m3di.training import checkpoint, runtime
 from m3di.training.held_out import SLICES_PER_PLANE
-from m3di.training.pretrain import check_recipe, split_store
+from m3di.training.pretrain import check_recipe
 from m3di.training.pretrained import encoder_of
 from m3di.types import Tensor
 from stores import Store
 from stores.blocks import Rows
 from stores.embeddings import EmbeddingStore
+from stores.errors import RefusedError
 from stores.geometry import PLANES
 from stores.index import Indices
 
@@ -39,17 +40,22 @@ class SliceModel:
         encoder: The encoder that the user names, if it is code that neither m3di nor an installed package declares.
 
     Raises:
-        RefusedError: E_WEIGHTS, when there is no pretrained checkpoint; E_STORE, when it is of another recipe.
+        RefusedError: E_WEIGHTS, when there is no pretrained checkpoint, or it has no PSAT, as what `m3di export --to
+            hub` wrote of a run; E_STORE, when it is of another recipe.
         DamagedError: E_WEIGHTS, when a file is not what was written.
     """
 
     def __init__(self, run: Path, store: Store, *, width: int, device: str, encoder: str = "") -> None:
         found = checkpoint.load(run, kind="pretrain")
+        if not (found.has("psat") or found.has(_AVERAGE)):
+            message = f"{run} holds an encoder alone, without the PSAT that makes vectors of slices"
+            raise RefusedError("E_WEIGHTS", message, hint="name the pretraining run that it was exported from")
         check_recipe(found, store)
         runtime.prepare_process()
         self.config: Config = validate(found.facts["config"])
         self.teacher: str = found.facts["teacher"]
         self.samples_seen = found.samples_seen
+        self._facts = found.facts
         self._store = store
         self._device = runtime.pick_device(device)
         size = store.recipe.cube_size
@@ -62,8 +68,19 @@ class SliceModel:
         self._psat = psat.eval().to(self._device)
 
     def held_out(self, embeddings: EmbeddingStore) -> EmbeddingStore:
-        """The rows of the volumes that the run did not train on."""
-        return split_store(embeddings, self.config)[1]
+        """The rows of the volumes that the run has never seen, by its own record.
+
+        Those are of people none of whose volumes it was trained on, and none is the same scan under another name.
+        """
+        trained_on = self._facts["trained_on"]
+        people = {tuple(person) for volume, person in self._facts["people"].items() if volume in trained_on}
+        digests = set(trained_on.values())
+        records = [self._store.record(volume) for volume in embeddings.index.volumes]
+        return embeddings.select([
+            number for number, record in enumerate(records)
+            if record.volume not in trained_on and record.source_digest not in digests
+            and (record.dataset, record.subject) not in people
+        ])  # fmt: skip
 
     @torch.no_grad()
     def vectors(self, volume: str, planes: Indices, slices: Indices) -> Floats:
@@ -97,7 +114,6 @@ class ModelRows:
             rows = model.vectors(volume, planes, slices).astype("<f2")
             self._blocks += [rows[planes == plane] for plane in range(len(PLANES))]
         self.index = replace(held_out.index, valid=np.packbits(valid, axis=-1))
-        self._number = {volume: number for number, volume in enumerate(self.index.volumes)}
 
     def halves(self, part: int) -> list[npt.NDArray[np.int16]]:
         """The bits of every block; there is but one part."""
@@ -106,10 +122,6 @@ class ModelRows:
     def reading(self) -> AbstractContextManager[object]:
         """They are in memory: nothing to hold."""
         return nullcontext()
-
-    def plane(self, volume: str, plane: int) -> Rows:
-        """Rows of a block, (s, 1, e)."""
-        return self._blocks[len(PLANES) * self._number[volume] + plane][:, None]
 
     def gather(self, volumes: Indices, planes: Indices, slices: Indices) -> Rows:
         """Some rows, (b, k, 1, e)."""

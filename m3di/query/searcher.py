@@ -11,7 +11,7 @@ import numpy.typing as npt
 from m3di.evaluation.leaks import mean_embedding
 from m3di.query.answers import IMAGE, TEXT, Answer, Hit, Wanted
 from m3di.query.approximate import WORTH_IT, ApproximateIndex, open_index
-from m3di.query.conditions import allowed_blocks, plane_named_in
+from m3di.query.conditions import allowed_blocks, named_in
 from m3di.query.notes import card_notes
 from m3di.query.pictures import read_image, read_scan_slices
 from m3di.query.ranking import best
@@ -47,7 +47,7 @@ class Searcher:
             of them, and other questions are held against such vectors of the volumes that it was not trained on.
         encoder: The encoder that the user names, for a run with one from elsewhere (`Checkpoint.encoder`).
         device: Where teacher and encoder run.
-        compact: Copy what is searched into memory, checked: for an engine that answers many questions.
+        compact: Copy what is asked again and again into memory (`Part.compact`), where there is room.
 
     Raises:
         RefusedError: E_STORE, when there is no store, or it has no embeddings; E_CONFIG, for an unknown teacher.
@@ -55,7 +55,7 @@ class Searcher:
 
     def __init__(
         self, path: Path, *, teacher: str = "", run: Path | None = None, encoder: str = "", device: str = "auto",
-        compact: bool = False,
+        compact: bool = True,
     ) -> None:  # fmt: skip
         self.store = Store(path)
         try:
@@ -90,8 +90,9 @@ class Searcher:
         """Slices whose captions (or images, `wanted.against`) are nearest to a text.
 
         Captions by default: a small teacher was fitted to captions, and free wording finds the plane it names more
-        often among them. Not often enough, though: a text that names one plane is answered with slices of that plane
-        unless `wanted.where` has a condition on planes, and the notes say so.
+        often among them. Not often enough, though, and the organ hardly: so a text that names one plane, or body
+        parts or modalities that volumes of the store have, is answered with such slices only, unless `wanted.where`
+        has a condition of that key, or nothing would be left. The notes say so.
 
         Raises:
             RefusedError: E_CONFIG, for an empty text.
@@ -101,14 +102,13 @@ class Searcher:
         if wanted.against not in AGAINST:
             message = f"a text is held against {' or '.join(AGAINST)}, not {wanted.against!r}"
             raise RefusedError("E_CONFIG", message, hint="leave --against out")
-        plane = plane_named_in(text)
-        is_narrowed = plane is not None and not any(condition.startswith("plane=") for condition in wanted.where)
-        if is_narrowed:
-            wanted = replace(wanted, where=(*wanted.where, f"plane={plane}"))
-        answer = self.by_vector(self.teacher.encode_text(text), wanted, part=AGAINST[wanted.against], asked="text")
-        if not is_narrowed:
+        part = AGAINST[wanted.against]
+        wanted, named = self._narrowed(text, wanted, self.part(part, of_model=self.model is not None))
+        answer = self.by_vector(self.teacher.encode_text(text), wanted, part=part, asked="text")
+        if not named:
             return answer
-        return replace(answer, notes=(*answer.notes, f"the text names the {plane} plane: only its slices may answer"))
+        note = f"the text names {', '.join(named)}: only such slices may answer, unless a filter says otherwise"
+        return replace(answer, notes=(*answer.notes, note))
 
     def by_image(self, image: Path, wanted: Wanted = ANY) -> Answer:
         """Slices that look like an image file.
@@ -188,26 +188,20 @@ class Searcher:
 
         Places are compared in the cubes, which are centred; the nearest slice is taken, within half a stride.
         """
-        rows = self.embeddings.index
-        own = self.number_of(volume)
+        rows, source = self.embeddings.index, self.part(IMAGE)
         distance = np.abs(np.arange(8 * rows.valid.shape[-1]) - index)
         reachable = distance <= self.store.recipe.slice_stride // 2
-        candidates = np.array([
-            number for number in np.flatnonzero(self._allowed(wanted, self.part(IMAGE))[:, plane])
-            if person_of(rows, int(number)) != person_of(rows, own)
-        ], np.int64)  # fmt: skip
-        shown = rows.bits(candidates)[:, plane] & reachable if len(candidates) else np.zeros((0, len(distance)), bool)
+        of_others = self._people != self._people[self.number_of(volume)]
+        candidates = np.flatnonzero(self._allowed(wanted, source)[:, plane] & of_others)
+        shown = rows.bits(candidates)[:, plane] & reachable
         candidates, shown = candidates[shown.any(axis=1)], shown[shown.any(axis=1)]
-        if not len(candidates):
-            return ()
         slices = np.where(shown, distance, len(distance)).argmin(axis=1)
-        planes = np.full((len(candidates), 1), plane)
-        gathered = self.embeddings.gather(candidates, planes, slices[:, None])[:, 0, IMAGE]
-        scores = (gathered.astype(np.float64) * vector).sum(axis=1)
-        order = np.argsort(-scores, kind="stable")[: wanted.top]
-        return tuple(
-            self._hit(rows.volumes[int(candidates[i])], plane, int(slices[i]), float(scores[i])) for i in order
-        )
+        numbers = source.numbers(candidates, np.full(len(candidates), plane), slices)
+        found = best(
+            source.some_scores(numbers, vector), lambda chosen: source.exact(numbers[chosen], vector),
+            top=wanted.top, margin=source.margin,
+        )  # fmt: skip
+        return tuple(self._hit(rows.volumes[int(candidates[i])], plane, int(slices[i]), score) for i, score in found)
 
     # What is searched
 
@@ -216,9 +210,7 @@ class Searcher:
         key = of_model, 0 if of_model else part
         if key not in self._parts:
             source: RowSource = self._model_rows if of_model else self.embeddings
-            self._parts[key] = Part(source, key[1])
-            if self._compact and not of_model:
-                self._parts[key].compact()
+            self._parts[key] = Part(source, key[1], compacts=self._compact)
         return self._parts[key]
 
     def vector_of(self, volume: str, plane: int, index: int) -> Floats:
@@ -261,7 +253,7 @@ class Searcher:
         """How far the teacher can be trusted, as was measured on held-out volumes, and what a run's part is."""
         if self.model is None:
             return tuple(card_notes(self.teacher.facts))
-        about = f"by the encoder of {self._run} after {self.model.samples_seen} samples"
+        about = f"by the encoder of {self._run_name} after {self.model.samples_seen} samples"
         if asked in OF_STORE:
             note = f"{about}: what it makes of the {asked}, held against the teacher's rows"
         else:
@@ -276,6 +268,23 @@ class Searcher:
         position = int(np.searchsorted(self.store.record(volume).valid_slices(plane), index))
         texts = captions.texts[plane]
         return texts[position] if position < len(texts) else ""
+
+    def _narrowed(self, text: str, wanted: Wanted, source: Part) -> tuple[Wanted, list[str]]:
+        """What is wanted with what the text names as further conditions, and these in words."""
+        words = []
+        given = {condition.partition("=")[0] for condition in wanted.where}
+        for key, values in named_in(text, (self._records[name] for name in source.index.volumes)):
+            further = replace(wanted, where=(*wanted.where, *(f"{key}={value}" for value in values)))
+            if key not in given and self._is_possible(further, source):
+                wanted = further
+                words.append(f"{key.replace('_', ' ')} {' or '.join(value or 'unknown' for value in values)}")
+        return wanted, words
+
+    def _is_possible(self, wanted: Wanted, source: Part) -> bool:
+        try:
+            return _num_possible(source, self._allowed(wanted, source), wanted) > 0
+        except RefusedError:
+            return False
 
     def _nearly_best(
         self, vector: Floats, wanted: Wanted, part: int
@@ -324,6 +333,14 @@ class Searcher:
         return allowed_blocks(wanted.where, lambda: [self._records[name] for name in names], count=len(names))
 
     @cached_property
+    def _people(self) -> npt.NDArray[np.int64]:
+        """(n,) a number for the person of each volume."""
+        index = self.embeddings.index
+        numbers: dict[tuple[str, str], int] = {}
+        people = (person_of(index, number) for number in range(len(index)))
+        return np.array([numbers.setdefault(person, len(numbers)) for person in people], np.int64)
+
+    @cached_property
     def _records(self) -> dict[str, VolumeRecord]:
         return {record.volume: record for record in self.store.records()}
 
@@ -343,12 +360,21 @@ class Searcher:
             )
         return model
 
+    @property
+    def _run_name(self) -> str:
+        """The run's folder without where it lies: notes become part of pages, which travel."""
+        return self._run.resolve().name if self._run else ""
+
     @cached_property
     def _model_rows(self) -> RowSource:
         from m3di.query.model import ModelRows  # noqa: PLC0415
 
         assert self.model is not None
-        return ModelRows(self.model, self.model.held_out(self.embeddings))
+        held_out = self.model.held_out(self.embeddings)
+        if not len(held_out):
+            message = f"{self._run} was trained on everyone in {self.store.path}: nobody is left to hold it against"
+            raise RefusedError("E_SPLIT", message, hint="ask by a slice or volume of the store, or leave --run out")
+        return ModelRows(self.model, held_out)
 
 
 def person_of(index: StoreIndex, volume: int) -> tuple[str, str]:

@@ -52,6 +52,19 @@ def store(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def run(store):
+    """A run on that store, which has hardly learnt anything, and has never seen some of the heads."""
+    settings = [
+        "split.ratios=[0.6,0.2,0.2]", "pretrain.batch_size=2", "psat.width=16", "psat.num_queries=4",
+        "encoder.options.hidden_size=24", "encoder.options.mlp_dim=24",
+    ]  # fmt: skip
+    options = [part for setting in settings for part in ("--set", setting)]
+    done = m3di("pretrain", "--store", store, "--run", "run", *SIZES, *options, "--max-steps", 2, cwd=store.parent)
+    assert done.returncode == 0, done.stderr
+    return store.parent / "run"
+
+
+@pytest.fixture(scope="session")
 def hostile(tmp_path_factory):
     return write_hostile_store(tmp_path_factory.mktemp("hostile") / "store")
 

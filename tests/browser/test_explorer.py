@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from m3di.training import checkpoint
 from m3di.volumes.slices import displayed
 from stores import Store
 from stores.geometry import PLANES
@@ -269,6 +270,22 @@ def test_pixels_in_a_file_are_the_stores(page, store):
         cube = opened_store.volumes.read("image", opened_store.record("head_001").slot).astype(float)
     assert np.abs(shown_slice(page, 0) - displayed(cube, 0)[10] * 255).max() <= 1
     assert len(page.all("#lists section")) == 2
+
+
+@pytest.mark.parametrize("size", [WIDE, NARROW])
+def test_a_file_shows_what_a_run_answers(page, store, run, size):
+    """A text is held against volumes that the run has never seen, each with its curves."""
+    page.open(written(store, "run.html", TEXT, "--run", run), size=size)
+    page.wait(lambda: page.all("button.hit[aria-current]"))
+    trained = set(checkpoint.load(run, kind="pretrain").facts["trained_on"])
+    hits = [hit_of(card) for card in page.all("button.hit")]
+    with Store(store) as opened_store:
+        assert {volume for volume, *_ in hits} == set(opened_store.volume_names()) - trained != set()
+    assert {plane for _, plane, _ in hits} == {1}
+    assert "By the encoder of run after 4 samples: held against" in page.text("#notes")
+    assert len(page.all("path.graph")) == 3
+    assert page.run("return document.documentElement.scrollWidth") <= size[0]
+    assert page.unnamed_controls() == []
 
 
 def test_hostile_texts_stay_text_in_a_file(page, hostile):

@@ -1,20 +1,41 @@
 import pytest
 
-from m3di.query.conditions import allowed_blocks, plane_named_in
+from m3di.query.conditions import allowed_blocks, named_in
+from tests.stores.stores import record
+
+KNOWN = [
+    ("head", "MR"),
+    ("cervical spine", "MR"),
+    ("Chest", "CT"),
+    ("", "CT"),
+    ("head", "unknown"),
+    ("knee", "PET/CT"),
+]
 
 
 @pytest.mark.parametrize(
-    "text, plane",
+    "text, named",
     [
-        ("Sagittal slice through the middle of the brain", "sagittal"),
-        ("liver, AXIAL.", "axial"),
-        ("axial or coronal", None),
-        ("an axially cut liver", None),
-        ("liver", None),
+        ("Sagittal slice through the middle of the brain", {"plane": ["sagittal"]}),
+        ("liver, AXIAL.", {"plane": ["axial"]}),
+        ("axial or coronal", {}),
+        ("an axially cut liver, ahead of the spine", {}),
+        ("the unknown", {}),
+        ("axial slice of the chest", {"plane": ["axial"], "body_part": ["Chest", ""]}),
+        ("Head and chest", {"body_part": ["Chest", "head", ""]}),
+        ("MRI of the Cervical Spine", {"body_part": ["cervical spine", ""], "modality": ["MR", "unknown"]}),
+        ("a CT", {"modality": ["CT", "unknown"]}),
+        ("PET/CT", {"modality": ["CT", "PET/CT", "unknown"]}),
     ],
 )
-def test_the_plane_that_a_text_names(text, plane):
-    assert plane_named_in(text) == plane
+def test_what_a_text_names(text, named):
+    known = [record(f"v{i}", body_part=part, modality=modality) for i, (part, modality) in enumerate(KNOWN)]
+    assert dict(named_in(text, known)) == named
+
+
+def test_where_everything_is_known_nothing_unknown_is_named():
+    assert dict(named_in("MR of the head", [record("v0")])) == {"body_part": ["head"], "modality": ["MR"]}
+    assert dict(named_in("MR of the head", [])) == {}
 
 
 def test_conditions_on_planes_need_no_records():

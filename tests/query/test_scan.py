@@ -1,4 +1,6 @@
 import shutil
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,7 @@ from m3di.query.scan import _SCALE, Part, _floats
 from stores import Store
 from stores.errors import DamagedError
 from stores.geometry import PLANES
+from stores.index import StoreIndex
 from stores.keys import block_key
 from tests.references.search import one_per_volume, ranked
 from tests.stores.stores import DIM, TEACHER, build, captions_of, chunks, record, rows_of
@@ -139,8 +142,86 @@ def test_a_damaged_row_is_never_an_answer(tmp_path):
         first = np.eye(DIM, dtype=np.float32)[0]
         with pytest.raises(DamagedError, match="row 0 of block"):
             found(part, first, top=len(part))
+        part.compact()
         with pytest.raises(DamagedError, match="row 0 of block"):
+            found(part, first, top=len(part))
+
+
+class Rows:
+    """Rows (volumes, planes, slices, e) in memory, of which some slices are missing."""
+
+    def __init__(self, rows, valid):
+        records = [record(f"v{number}", valid=("0000",) * 3) for number in range(len(rows))]
+        self.index = replace(StoreIndex.of(records), valid=np.packbits(valid, axis=-1))
+        self.rows, self.valid = rows, valid
+
+    def halves(self, part):
+        valid = self.valid.reshape(-1, self.valid.shape[-1])
+        rows = self.rows.reshape(-1, *self.rows.shape[2:])
+        return [block[kept].view("<i2") for block, kept in zip(rows, valid, strict=True)]
+
+    def reading(self):
+        return nullcontext()
+
+    def gather(self, volumes, planes, slices):
+        return self.rows[volumes[:, None], planes, slices][:, :, None]
+
+
+@st.composite
+def row_sets(draw):
+    """Few distinct rows, many times, so that there are ties; a part of them hardly differs."""
+    width = draw(st.integers(1, 40))
+    random = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    shape = draw(st.integers(1, 6)), 3, 8
+    kinds = random.normal(size=(draw(st.integers(1, 12)), width)) * draw(st.sampled_from([1e-9, 1e-3, 1]))
+    kinds += draw(st.sampled_from([0, 0.1])) * random.normal(size=width)
+    kinds /= np.maximum(np.linalg.norm(kinds, axis=-1, keepdims=True), draw(st.sampled_from([1e-12, 1])))
+    rows = kinds[random.integers(0, len(kinds), shape)].astype("<f2")
+    vector = kinds[0] + draw(st.sampled_from([0, 0.3])) * random.normal(size=width)
+    vector = (vector / max(np.linalg.norm(vector), 1e-12)).astype(np.float32)
+    return Rows(rows, random.random(shape) < draw(st.sampled_from([0.5, 1]))), vector
+
+
+@given(row_sets(), st.integers(1, 30), st.booleans(), st.booleans())
+def test_a_copy_answers_as_the_map_does_ties_included(made, top, grouped, is_narrowed):
+    source, vector = made
+    mapped, copied = Part(source, IMAGE, compacts=False), Part(source, IMAGE)
+    copied.compact()
+    allowed = np.arange(3 * len(source.rows)).reshape(-1, 3) % 2 == 0 if is_narrowed else None
+    answers = found(copied, vector, top=top, grouped=grouped, allowed=allowed)
+    assert answers == found(mapped, vector, top=top, grouped=grouped, allowed=allowed)
+    may = source.valid & (True if allowed is None else allowed[:, :, None])
+    rows = {(f"v{v}", p, i): source.rows[v, p, i].astype(float).tolist() for v, p, i in np.argwhere(may)}
+    expected = ranked(rows, vector.astype(float).tolist())
+    expected = (one_per_volume(expected) if grouped else expected)[:top]
+    np.testing.assert_allclose([score for _, score in answers], [score for _, score in expected], atol=1e-14)
+
+
+@given(row_sets())
+def test_scores_lie_within_the_margin(made):
+    source, vector = made
+    exact = source.rows[source.valid].astype(float) @ vector.astype(float)
+    for is_copied in (False, True):
+        part = Part(source, IMAGE)
+        if is_copied:
             part.compact()
+        everything = np.arange(len(part))
+        for scores in (part.scores(vector), part.some_scores(everything, vector)):
+            assert np.abs(scores - exact).max(initial=0) <= part.margin
+
+
+@pytest.mark.parametrize("free, copies", [(4 * 24 * DIM - 1, False), (4 * 24 * DIM, True)])
+def test_a_copy_is_made_once_it_is_worth_it_and_there_is_room(tmp_path, monkeypatch, free, copies):
+    monkeypatch.setattr("m3di.query.scan.free_memory", lambda: free)
+    with Store(build(tmp_path / "store", count=1)) as store:
+        part = Part(store.embeddings(TEACHER), IMAGE)
+        assert len(part) == 24
+        margins = []
+        for _ in range(10):
+            part.scores(unit(0))
+            margins.append(part.margin)
+        assert (margins[-1] > margins[0]) == copies
+        assert len(set(margins[:7])) == 1, "the first questions are answered from the map"
 
 
 def test_volumes_without_rows_are_passed_over(tmp_path):

@@ -14,7 +14,7 @@ from m3di.teachers.clip import load_teacher, save_teacher
 from m3di.teachers.folder import digests_of
 from stores import Store
 from stores.errors import DamagedError
-from tests.stores.stores import CAPTIONER, build
+from tests.stores.stores import CAPTIONER, build, chunks, record
 
 ROOT = Path(__file__).parents[2]
 TEXTS = (
@@ -100,9 +100,13 @@ def test_neither_the_engine_nor_the_tower_imports_torch(folder):
     assert done.stdout.strip() == "[]"
 
 
-def test_a_text_that_names_a_plane_is_answered_with_that_plane(teacher, tmp_path):
+NAMED = "the text names {}: only such slices may answer, unless a filter says otherwise"
+
+
+def test_a_text_is_answered_with_the_plane_body_part_and_modality_that_it_names(teacher, tmp_path):
     path = tmp_path / "store"
     with Store(build(path), writable=True) as store:
+        store.commit_volume(record("v2", body_part="chest", modality="CT"), chunks(2))
         name = teacher.fingerprint
         save_teacher(teacher, store.teacher_folder(name))
         for volume in store.volume_names():
@@ -118,9 +122,18 @@ def test_a_text_that_names_a_plane_is_answered_with_that_plane(teacher, tmp_path
         every = Wanted(top=100, one_per_volume=False)
         narrowed = searcher.by_text("coronal slice of the liver", every)
         assert {hit.plane for hit in narrowed.results} == {"coronal"}
-        assert narrowed.notes[-1] == "the text names the coronal plane: only its slices may answer"
+        assert narrowed.notes[-1] == NAMED.format("plane coronal")
         told = searcher.by_text("coronal slice of the liver", replace(every, where=("plane=axial", "plane=sagittal")))
         assert {hit.plane for hit in told.results} == {"axial", "sagittal"}
         assert len({hit.plane for hit in searcher.by_text("liver", every).results}) == 3
+
+        named = searcher.by_text("axial CT slice of the chest", every)
+        assert {(hit.volume, hit.plane) for hit in named.results} == {("v2", "axial")}
+        assert named.notes[-1] == NAMED.format("plane axial, body part chest, modality CT")
+        told = searcher.by_text("slice of the chest", replace(every, where=("body_part=head", "body_part=chest")))
+        assert {hit.volume for hit in told.results} == {"v0", "v1", "v2"}
+        impossible = searcher.by_text("MR slice of the chest", every)
+        assert {hit.volume for hit in impossible.results} == {"v2"}, "no chest is an MR: that is passed over"
+        assert impossible.notes[-1] == NAMED.format("body part chest")
         image = searcher.by_vector(searcher.teacher.encode_images(np.zeros((1, 8, 8), np.uint8))[0])
         assert len(image.results) == 3
