@@ -116,9 +116,13 @@ def build_store(
 
 
 def require_volumes(store: Store) -> None:
-    """Refuse to go on when every case was refused, with what is wrong with the first."""
+    """Refuse to go on when every case was refused, with what is wrong with the first; or withdrawn."""
     if not store.volume_names():
-        first = store.quarantined()[0]
+        refused = store.quarantined()
+        if not refused:
+            hint = "give other scans, or `m3di remove --take-back SCAN` first"
+            raise RefusedError("E_MISSING", "all scans of the sources were withdrawn from the store", hint=hint)
+        first = refused[0]
         message = f"no case could be built; {first.case}: {first.message}"
         raise RefusedError(first.code, message, hint=f"see {store.path / 'quarantine.tsv'} for all of them")
 
@@ -174,8 +178,10 @@ def commit_volumes(
 ) -> Committed:
     """Build and commit the volumes that are not up to date, in the order of the cases.
 
-    With `ahead`, those that are built get their captions too, each after its volume.
+    With `ahead`, those that are built get their captions too, each after its volume. Scans that were withdrawn from
+    the store stay out, and are reported.
     """
+    withdrawn = store.withdrawn()
     built = described = refused = 0
     quarantined = store.quarantined()
     known = {record.volume: record.item_digest for record in store.records()}
@@ -198,6 +204,8 @@ def commit_volumes(
             if row not in quarantined:
                 store.commit_quarantine(row)
             report("quarantined", volume=case.id, code=row.code, message=message)
+        elif outcome is not None and outcome.record.source_digest in withdrawn:
+            report("withdrawn", volume=case.id, hint="take the scan out of the sources")
         elif outcome is not None:
             record = store.commit_volume(outcome.record, outcome.chunks)
             built += 1

@@ -78,6 +78,7 @@ class _Planner:
         self._captioner = captioner_of(config, store)
         self._captions = captioner_fingerprint(self._captioner, config)
         self._refused = {row.case: row for row in store.quarantined()} if store is not None else {}
+        self._withdrawn = store.withdrawn() if store is not None else frozenset()
         request = teacher_request(config, self._captions)
         facts = store.facts("request", request) if store is not None else None
         self._teacher: str | None = facts["teacher"] if facts else None
@@ -99,6 +100,9 @@ class _Planner:
             source, label, item = identify(case, recipe)
         except CaseError as error:
             yield PlanItem(case.id, "volume", "quarantine", below_root(error.message, case))
+            return
+        if source in self._withdrawn:
+            yield PlanItem(case.id, "volume", "keep", "withdrawn from the store: it stays out")
             return
         record = store.find(case.id) if store is not None else None
         if store is None or record is None:

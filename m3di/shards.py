@@ -43,7 +43,7 @@ class Shard:
 
     def folder(self, store: Path) -> Path:
         """Where the shard of a store lies."""
-        return _folder_of_shards(store) / f"{self.number}-of-{self.count}"
+        return folder_of_shards(store) / f"{self.number}-of-{self.count}"
 
     def cases(self, cases: Sequence[Case]) -> list[Case]:
         """Those of some cases that belong to the shard, in their order."""
@@ -60,7 +60,7 @@ def shards_of(store: Path) -> list[Shard]:
     Raises:
         RefusedError: E_STORE, when they are of more than one division.
     """
-    folder = _folder_of_shards(store)
+    folder = folder_of_shards(store)
     names = [entry.name.partition("-of-") for entry in folder.iterdir()] if folder.is_dir() else []
     found = [Shard(int(number), int(count)) for number, _, count in names if number.isdecimal() and count.isdecimal()]
     counts = sorted({shard.count for shard in found})
@@ -89,5 +89,6 @@ def adopt_teacher(shard: Store, whole: Path, captioner: str, config: Config) -> 
         return known["teacher"]
 
 
-def _folder_of_shards(store: Path) -> Path:
+def folder_of_shards(store: Path) -> Path:
+    """Where the shards of a store lie, if it has some."""
     return store.with_name(f"{store.name}.shards")

@@ -19,11 +19,11 @@ _RENAME_EXCHANGE: Final = 2  # linux/fs.h
 
 @contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """Turn the operating system's complaint about space or rights at `path` into an error that names it.
+    """Turn the operating system's complaint about space, rights or the way to `path` into an error that names it.
 
     Raises:
         ResourceError: E_DISK, when the disk or quota is full or the medium failed.
-        RefusedError: E_PATH, when the place may not be written.
+        RefusedError: E_PATH, when the place may not be written, or cannot be: its folder is missing or a file.
     """
     try:
         yield
@@ -36,7 +36,23 @@ def disk_errors(path: Path) -> Iterator[None]:
             raise RefusedError(
                 "E_PATH", f"cannot write {path}: {error.strerror}", hint="choose a place you may write to"
             ) from error
+        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.EEXIST, errno.EISDIR):
+            obstacle = _obstacle(path, error)
+            if obstacle:
+                raise RefusedError(
+                    "E_PATH", f"cannot write {path}: {obstacle}", hint="choose another place"
+                ) from error
         raise
+
+
+def _obstacle(path: Path, error: OSError) -> str:
+    """What is wrong on the way to `path`; empty when nothing is, and the complaint was about something else."""
+    nearest = next(place for place in (path, *path.parents) if os.path.lexists(place))
+    if not nearest.is_dir() and (nearest != path or error.errno == errno.EEXIST):
+        return f"{nearest} is not a folder"
+    if nearest not in (path, path.parent):
+        return f"there is no folder {path.parent}"
+    return f"{path} is a folder" if error.errno == errno.EISDIR else ""
 
 
 def write_bytes(path: Path, payload: bytes) -> None:
@@ -95,7 +111,7 @@ def write_folder(path: Path, fill: Callable[[Path], object], *, replace: bool = 
 
 def _exchange(one: Path, two: Path) -> None:
     """Let two folders change places: at once where the system can (Linux), else by three renames."""
-    renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    renameat2 = getattr(ctypes.CDLL(None), "renameat2", None)
     if renameat2 is not None and not renameat2(
         _AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(two), _RENAME_EXCHANGE
     ):

@@ -14,7 +14,7 @@ import google_crc32c
 import lmdb
 import numpy as np
 
-from stores.atomic import disk_errors
+from stores.atomic import disk_errors, write_folder
 from stores.errors import DamagedError, ResourceError
 from stores.locking import is_network
 from stores.recipe import canonical_json
@@ -39,6 +39,14 @@ class Database:
     """
 
     def __init__(self, folder: Path, *, readonly: bool) -> None:
+        self._folder = folder
+        self._process = os.getpid()
+        self._lock = threading.Lock()
+        self._snapshots: list[Snapshot] = []
+        self._open(readonly=readonly)
+
+    def _open(self, *, readonly: bool) -> None:
+        folder = self._folder
         check_not_truncated(folder / "data.mdb", missing_ok=not readonly)
         # A reader of a medium that it cannot write to, or on which locks cannot be trusted, goes without: nobody
         # else may write then.
@@ -57,9 +65,6 @@ class Database:
             raise ResourceError("E_MEMORY", message, hint="raise the limit of virtual memory (ulimit -v)") from error
         except lmdb.Error as error:
             raise DamagedError("E_STORE", f"cannot open {folder}: {error}", hint="run m3di verify") from error
-        self._process = os.getpid()
-        self._lock = threading.Lock()
-        self._snapshots: list[Snapshot] = []
 
     def _open_tables(self, *, create: bool) -> Iterator[tuple[str, Any]]:
         for name in TABLES:
@@ -68,7 +73,7 @@ class Database:
 
     @property
     def transaction(self) -> int:
-        """Number of the newest committed transaction; it only grows."""
+        """Number of the newest committed transaction; it grows until the database is written anew."""
         return int(self._environment.info()["last_txnid"])
 
     def snapshot(self) -> "Snapshot":
@@ -93,24 +98,32 @@ class Database:
             ResourceError: E_DISK, when the disk is full; nothing of the transaction is kept.
         """
         self._check_process()
-        try:
-            with self._lock, self._environment.begin(write=True, buffers=True) as transaction:
-                yield Transaction(transaction, self._tables)
-        except _BROKEN as error:
-            raise _broken(self._environment.path(), error) from error
-        except lmdb.Error as error:
-            # A full disk surfaces here as a plain "Input/output error" or "No space left".
-            raise ResourceError(
-                "E_DISK", f"cannot commit to {self._environment.path()}: {error}",
-                hint="make room and run the command again",
-            ) from error  # fmt: skip
+        with (
+            _write_errors(self._folder),
+            self._lock,
+            self._environment.begin(write=True, buffers=True) as transaction,
+        ):
+            yield Transaction(transaction, self._tables)
 
     def copy(self, folder: Path) -> None:
-        """Write a consistent, compact copy into a folder that does not exist yet; others may write meanwhile."""
+        """Write a consistent, compact copy into an empty folder, made if there is none; others may write meanwhile.
+
+        Raises:
+            ResourceError: E_DISK, when the disk is full.
+        """
         self._check_process()
-        folder.mkdir()
-        with disk_errors(folder), _read_errors(self._environment.path()):
+        with disk_errors(folder), _write_errors(folder):
+            folder.mkdir(exist_ok=True)
             self._environment.copy(os.fspath(folder), compact=True)
+
+    def compact(self) -> None:
+        """Write the database anew: pages that are free keep what was deleted until something else comes to them.
+
+        Readers in other processes keep the old file until they close; snapshots of this one are closed.
+        """
+        write_folder(self._folder, self.copy)
+        self.close()
+        self._open(readonly=False)
 
     def close(self) -> None:
         """Release the environment; its snapshots can no longer be read."""
@@ -243,6 +256,18 @@ def _read_errors(path: str) -> Iterator[None]:
         yield
     except lmdb.Error as error:
         raise _broken(path, error) from error
+
+
+@contextmanager
+def _write_errors(folder: Path) -> Iterator[None]:
+    """What LMDB cannot write for is damage, or else the disk: a full one is a plain "Input/output error" here."""
+    try:
+        yield
+    except _BROKEN as error:
+        raise _broken(os.fspath(folder), error) from error
+    except lmdb.Error as error:
+        message = f"cannot write {folder}: {error}"
+        raise ResourceError("E_DISK", message, hint="make room and run the command again") from error
 
 
 def _broken(path: str, error: lmdb.Error) -> DamagedError:

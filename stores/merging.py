@@ -43,11 +43,14 @@ def merge(
 ) -> int:  # fmt: skip
     """Copy everything of some stores into one, item by item; a rerun goes on. Returns how many volumes were copied.
 
+    A scan that one of the stores has withdrawn is not copied from any.
+
     Args:
         target: Open for writing.
         sources: Open for reading, of the target's recipe and layout.
         replace: Let volumes of the sources take the place of other ones that the target has under their ids.
-        report: Receives a `committed` event for each volume, once it is durable.
+        report: Receives a `committed` event for each volume, once it is durable; `withdrawn` for one that is not
+            copied.
         check: Called before each volume; raises to stop.
 
     Raises:
@@ -61,12 +64,17 @@ def merge(
             message = f"{source.path} is {source.marker.layout}, {target.path} is {target.marker.layout}"
             raise RefusedError("E_CONFIG", message, hint="merge into a store of the same layout (storage.layout)")
     _refuse_duplicates([*([] if replace else [target]), *sources])
+    withdrawn = target.withdrawn().union(*(source.withdrawn() for source in sources))
+    target.commit_withdrawn(withdrawn)
     copied = 0
     for source in sources:
         for kind, fingerprint in source.known_facts():
             copy_facts(target, source, kind, fingerprint)
         for record in source.records():
             check()
+            if record.source_digest in withdrawn:
+                report("withdrawn", volume=record.volume)
+                continue
             copied += _copy_volume(target, source, record)
             report("committed", volume=record.volume, stage="merge")
         for key in source.replies():

@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,14 +22,17 @@ from stores.locking import lock_builder, refuse_network
 from stores.manifest import Marker
 from stores.recipe import Recipe, canonical_json, digest_of
 from stores.records import Captions, RowsRecord, VolumeRecord
-from stores.volumes import VolumeStore
+from stores.volumes import VolumeStore, remove_slot
 
 PARTS: Final = ("image", "text")
 SEAL: Final = "seal.json"
 _CURRENT: Final = b"current"
 _NEXT_SLOT: Final = b"next-slot"
 _UNFINISHED: Final = b"unfinished"  # a build has begun to change the store, and has not come to its end
-_BOOKKEEPING: Final = frozenset({_NEXT_SLOT, _UNFINISHED})
+_WITHDRAWING: Final = b"withdrawing"  # a withdrawal has been decided on, and its traces are not gone yet
+_WITHDRAWN: Final = b"withdrawn"  # content digests of the scans that builds and merges must not bring back
+_BEFORE: Final = b"before"  # how many transactions there were when the database was last written anew
+_BOOKKEEPING: Final = frozenset({_NEXT_SLOT, _UNFINISHED, _WITHDRAWING, _WITHDRAWN, _BEFORE})
 
 
 @dataclass(frozen=True)
@@ -76,7 +79,11 @@ class Store:
             self._unlock()
             raise
         if writable:
-            self._begin_writing()
+            try:
+                self._begin_writing()
+            except BaseException:
+                self.close()
+                raise
 
     @classmethod
     def create_or_open(
@@ -443,6 +450,7 @@ class Store:
         atomic.write_bytes(self.path / SEAL, json.dumps(seal).encode())
         with self._database.writing() as transaction:
             transaction.delete("meta", _UNFINISHED)
+            transaction.delete("meta", _WITHDRAWING)
 
     def read_seal(self) -> dict[str, Any] | None:
         """What the newest seal says: `transaction` and `digest`; None without one, or when it is none.
@@ -462,7 +470,8 @@ class Store:
     @property
     def transaction(self) -> int:
         """Number of the newest committed transaction; it only grows."""
-        return self._database.transaction
+        with self._database.reading() as transaction:
+            return (transaction.get_json("meta", _BEFORE) or 0) + self._database.transaction
 
     def unfinished(self) -> bool:
         """Whether a build has begun to change the store and has not come to its end."""
@@ -501,6 +510,65 @@ class Store:
         current = self.current_or_none()
         if current is not None and not self.unfinished():
             self.commit_current(**current)
+
+    def withdrawn(self) -> frozenset[str]:
+        """Content digests of the scans that were withdrawn: a build or merge must not bring them back."""
+        with self._database.reading() as transaction:
+            return frozenset(transaction.get_json("meta", _WITHDRAWN) or ())
+
+    def commit_withdrawn(self, digests: Set[str]) -> None:
+        """Keep which scans were withdrawn, in place of those that were kept before."""
+        if digests != self.withdrawn():
+            with self._database.writing() as transaction:
+                transaction.put_json("meta", _WITHDRAWN, sorted(digests))
+
+    def withdraw(self, volumes: Sequence[str]) -> None:
+        """Take volumes and refused cases out, with all that was made of them, so that no file keeps a trace.
+
+        One transaction decides; what then follows is done again by the next writer if a kill comes in between.
+        Answers of captioning servers go all: their keys do not say which volume they are about.
+        """
+        records = [record for record in map(self.find, volumes) if record is not None]
+        finished = self.current_or_none() is not None and not self.unfinished()
+        before = self.transaction
+        gone = self.withdrawn() | {record.source_digest for record in records}
+        with self._changing() as transaction:
+            pending = transaction.get_json("meta", _WITHDRAWING) or {"slots": [], "finished": finished}
+            slots = [*pending["slots"], *(record.slot for record in records)]
+            transaction.put_json("meta", _WITHDRAWING, {**pending, "slots": slots})
+            transaction.put_json("meta", _WITHDRAWN, sorted(gone))
+            transaction.put_json("meta", _BEFORE, before)
+            for volume in volumes:
+                _delete_volume(transaction, volume)
+            _forget_fitted(transaction, set(volumes))
+            for key in list(transaction.keys("replies")):
+                transaction.delete("replies", key)
+        self._finish_withdrawal()
+
+    def withdrawing(self) -> bool:
+        """Whether a withdrawal was interrupted: the next writer, as it opens the store, does the rest."""
+        with self._database.reading() as transaction:
+            return transaction.get_json("meta", _WITHDRAWING) is not None
+
+    def _finish_withdrawal(self) -> None:
+        """Remove from the files what a withdrawal took out of the records; nothing if there was none."""
+        with self._database.reading() as transaction:
+            pending = transaction.get_json("meta", _WITHDRAWING)
+        if pending is None:
+            return
+        root = self.path / manifest.VOLUMES
+        for group in (root, *(entry.parent.parent for entry in root.glob("*/image/zarr.json"))):
+            for slot in pending["slots"]:
+                remove_slot(group, slot)
+        if (self.path / "quarantine.tsv").exists():
+            self.write_quarantine_table()
+        self._database.compact()
+        current = self.current_or_none()
+        if pending["finished"] and current is not None:
+            self.commit_current(**current)
+        else:
+            with self._database.writing() as transaction:
+                transaction.delete("meta", _WITHDRAWING)
 
     def quarantine_table(self) -> bytes:
         """The cases that were refused as a table: id, source name relative to the root, code, message."""
@@ -577,6 +645,7 @@ class Store:
         for folder in (self.path, self.path / manifest.TEACHERS, self.path / manifest.VOLUMES):
             atomic.sweep(folder)
         atomic.sweep_beside(self.path)
+        self._finish_withdrawal()
 
     def _remove_former_groups(self) -> None:
         """Remove the arrays of former recipes, of which no volume is left."""
@@ -592,6 +661,26 @@ class Store:
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
+
+
+def _delete_volume(transaction: Transaction, volume: str) -> None:
+    """Delete every record and row of a volume or refused case."""
+    key = volume_key(volume)
+    transaction.delete("volumes", key)
+    transaction.delete("quarantine", key)
+    for table in ("captions", "facts", "embedded", "rows"):
+        for maker in transaction.heads(table):
+            for ending in (b"", b"/0", b"/1", b"/2"):
+                transaction.delete(table, derived_key(maker, volume) + ending)
+
+
+def _forget_fitted(transaction: Transaction, volumes: Set[str]) -> None:
+    """Strike volumes off the lists of what teachers were fitted to."""
+    for key in list(transaction.keys("meta", b"teacher/")):
+        facts = transaction.get_json("meta", key)
+        if volumes & facts.get("fitted_on", {}).keys():
+            facts["fitted_on"] = {name: scan for name, scan in facts["fitted_on"].items() if name not in volumes}
+            transaction.put_json("meta", key, facts)
 
 
 def _facts_key(kind: str, fingerprint: str) -> bytes:

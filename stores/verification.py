@@ -91,6 +91,9 @@ def verify(path: Path, *, quick: bool = False) -> Iterator[Problem]:
 def examine(store: Store, *, quick: bool = False) -> Iterator[Problem]:
     """Check an open store in this process; see `verify`."""
     yield from _check_seal(store)
+    if store.withdrawing():
+        message = "a withdrawal was interrupted; m3di gc, or whatever writes next, does the rest"
+        yield Problem("unfinished", "withdrawal", message)
     records = []
     for name in store.volume_names():
         try:

@@ -161,8 +161,7 @@ class VolumeStore:
 
     def remove(self, slot: int) -> None:
         """Remove the chunks of a slot that no record owns any more."""
-        for name in self.layouts:
-            self.chunk_path(name, slot).unlink(missing_ok=True)
+        remove_slot(self.folder, slot)
 
     def sweep(self, committed: Iterable[int]) -> int:
         """Remove what interrupted writers left: temporary files and chunks of slots that no record owns."""
@@ -182,6 +181,12 @@ class VolumeStore:
             if slot >= metadata["shape"][0]:
                 metadata["shape"][0] = 2 * (slot + 1)
                 atomic.write_bytes(path, json.dumps(metadata, indent=2).encode())
+
+
+def remove_slot(group: Path, slot: int) -> None:
+    """Remove the chunks of a slot from a group's folder, whatever recipe its arrays are of."""
+    for array in group.glob("*/zarr.json"):
+        (array.parent / f"c.{slot}.0.0.0").unlink(missing_ok=True)
 
 
 def _create_array(group: "zarr.Group", name: str, array: ArrayLayout, layout: Layout) -> None:

@@ -16,6 +16,7 @@ from cli.commands.merge import merge
 from cli.commands.predict import predict
 from cli.commands.pretrain import pretrain
 from cli.commands.query import query
+from cli.commands.remove import remove
 from cli.commands.reproduce import reproduce
 from cli.commands.verify import verify
 
@@ -26,6 +27,7 @@ TABLE: dict[str, tuple[Callable[..., None], str]] = {
     "merge": (merge, "m3di merge shard-1 shard-2 --store store"),
     "diff": (diff, "m3di diff other-store --store store"),
     "gc": (gc, "m3di gc --store store --dry-run"),
+    "remove": (remove, "m3di remove --store store --subject patient-7 --dry-run"),
     "pretrain": (pretrain, "m3di pretrain --store store --run runs/first --encoder vit"),
     "finetune": (finetune, "m3di finetune --task msd --data Task04_Hippocampus --init runs/first"),
     "predict": (predict, "m3di predict scan.nii.gz --run runs/first-msd --out masks"),

@@ -103,8 +103,10 @@ def run_locked(run: Path) -> Iterator[None]:
 
     Raises:
         LockedError: E_LOCKED, when another process holds it.
+        RefusedError: E_PATH, when it cannot be made.
     """
-    run.mkdir(parents=True, exist_ok=True)
+    with atomic.disk_errors(run):
+        run.mkdir(parents=True, exist_ok=True)
     with only_holder(
         run / LOCK, busy=f"another process writes to {run}", hint="wait for it, or choose another --run"
     ):

@@ -119,6 +119,7 @@ def test_a_crash_while_a_folder_is_replaced_leaves_the_old_or_the_new_one(tmp_pa
         crashed = crash_after(n, lambda: write_folder(folder, lambda new: (new / "weights").write_bytes(b"new")))  # noqa: B023
         assert (folder / "weights").read_bytes() in (b"old", b"new"), f"crashed at {n}"
         if not crashed:
+            assert (folder / "weights").read_bytes() == b"new"
             return
 
 

@@ -11,6 +11,7 @@ import zarr
 
 from stores import Store
 from stores.collection import collect
+from stores.errors import DamagedError
 from stores.verification import verify
 from tests.stores.stores import CAPTIONER, RECIPE, TEACHER, fill, parts, rows_of
 
@@ -47,6 +48,19 @@ def test_a_store_of_version_1_is_read_and_sound(old):
     assert json.loads((old / "m3di-store.json").read_bytes())["version"] == 1, "reading changes nothing"
 
 
+def test_rows_of_version_1_are_checked_by_the_block_as_they_are_gathered(old):
+    key = f"{TEACHER[:16]}/v1/1".encode()
+    with Store(old, writable=True) as store, store._database.writing() as transaction:
+        table = store._database._tables["rows"]
+        value = bytearray(transaction._transaction.get(key, db=table))
+        value[-1] ^= 1  # of the last row, which is not the one that is asked for
+        transaction._transaction.put(key, bytes(value), db=table)
+    with Store(old) as store:
+        position = store.record("v1").valid_slices(1)[0]
+        with pytest.raises(DamagedError, match=r"E_CORRUPT the rows record of .*/v1/1 fails its checksum"):
+            store.embeddings(TEACHER).gather(np.array([1]), np.array([[1]]), np.array([[position]]))
+
+
 def test_a_store_of_version_1_is_taken_over_by_a_writer(old):
     with Store(old, writable=True) as store:
         store.commit_current(**store.current())
@@ -69,7 +83,10 @@ def test_a_store_of_version_1_takes_up_another_recipe(old):
         assert list(store.embeddings(TEACHER).index.volumes) == ["v0"]
     assert {problem.kind for problem in verify(old)} == {"surplus"}, "v1 and v2 are of a recipe that is no more"
     with Store(old, writable=True) as store:
+        assert (old / "volumes.zarr/image").exists()
         assert collect(store).volumes == ("v1", "v2")
+        arrays = {entry.name for entry in (old / "volumes.zarr").iterdir() if entry.is_dir()}
+        assert arrays == {other.digest[:16]}, "those of the former recipe are gone"
     assert list(verify(old)) == []
 
 

@@ -6,11 +6,12 @@ import sys
 import numpy as np
 import pytest
 
-from stores import Store
+from stores import Store, manifest
 from stores.errors import DamagedError, LockedError, RefusedError
 from stores.recipe import Recipe, digest_of
 from stores.records import VolumeRecord
 from stores.store import Quarantined
+from stores.verification import verify
 from tests.stores.stores import CAPTIONER, RECIPE, TEACHER, build, captions_of, chunks, fill, parts, record, rows_of
 
 
@@ -60,6 +61,55 @@ def test_an_interrupted_write_is_swept_at_the_next_open_for_writing(tmp_path):
     assert not list(path.rglob(".partial-*"))
 
 
+def test_a_build_that_finds_nothing_to_do_writes_nothing(tmp_path):
+    with Store(build(tmp_path / "s", 2), writable=True) as store:
+        before = store.transaction
+        store.commit_current(teacher=TEACHER, captioner=CAPTIONER)
+        store.write_quarantine_table()
+        assert store.transaction == before
+        store.commit_facts("teacher", TEACHER, {"a": (1, 2)})
+        once = store.transaction
+        store.commit_facts("teacher", TEACHER, {"a": [1, 2]})
+        assert store.transaction == once == before + 1
+        assert store.facts("teacher", TEACHER) == {"a": [1, 2]}
+
+
+def test_a_store_is_unfinished_from_its_first_change_to_the_end_of_the_build(tmp_path):
+    with Store.create_or_open(tmp_path / "s", RECIPE) as store:
+        assert not store.unfinished()
+        with pytest.raises(RefusedError, match=r"E_STORE .* has no embeddings yet"):
+            store.current()
+        assert store.read_seal() is None
+        store.commit_volume(record("v0"), chunks(0))
+        assert store.unfinished()
+        fill(store, ["v0"])
+        assert not store.unfinished()
+        assert store.read_seal() == {"transaction": store.transaction, "digest": store.digest()}
+        for change in (
+            lambda: store.commit_captions(CAPTIONER, "v0", captions_of(store.record("v0"))),
+            lambda: store.commit_quarantine(Quarantined("x", "x.nii", "E_EMPTY", "is empty")),
+            lambda: store.lift_quarantine("x"),
+        ):
+            change()
+            assert store.unfinished()
+            store.commit_current(teacher=TEACHER, captioner=CAPTIONER)
+            assert not store.unfinished()
+
+
+def test_a_writer_that_cannot_begin_lets_go_of_the_store(tmp_path, monkeypatch):
+    path = build(tmp_path / "s", 1)
+
+    def fail(_):
+        raise MemoryError
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Store, "_begin_writing", fail)
+        with pytest.raises(MemoryError) as caught:
+            Store(path, writable=True)
+    assert caught.value is not None
+    Store(path, writable=True).close()
+
+
 def test_a_second_writer_is_refused_and_readers_are_not(tmp_path):
     path = build(tmp_path / "s", 1)
     code = f"from pathlib import Path; from stores import Store; Store(Path({str(path)!r}), writable=%s).close()"
@@ -88,12 +138,36 @@ def test_a_folder_that_is_no_store_is_left_alone(tmp_path):
     assert (tmp_path / "s" / "thesis.txt").read_text() == "chapter 1"
 
 
+def test_a_store_is_made_where_there_is_nothing_and_is_one_before_anybody_writes(tmp_path):
+    (tmp_path / "empty").mkdir()
+    for place in ("empty", "new", "deep/er/new"):
+        manifest.create_store(tmp_path / place, manifest.Marker(RECIPE))
+        with Store(tmp_path / place) as store:
+            assert store.records() == []
+        assert list(verify(tmp_path / place)) == []
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(RefusedError, match=r"E_STORE .*file exists and is not a store"):
+        manifest.create_store(tmp_path / "file", manifest.Marker(RECIPE))
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+@pytest.mark.parametrize("group", ["", "elsewhere", "/volumes.zarr", "volumes.zarr/a/b", "volumes.zarr/.."])
+def test_a_marker_that_leads_elsewhere_is_not_followed(tmp_path, group):
+    path = build(tmp_path / "s", 1)
+    marker = path / "m3di-store.json"
+    marker.write_text(marker.read_text().replace('"group": "volumes.zarr"', f'"group": "{group}"'))
+    with pytest.raises(DamagedError, match="E_CORRUPT"):
+        Store(path)
+
+
 def test_a_newer_format_is_refused_by_version(tmp_path):
     path = build(tmp_path / "s", 1)
     marker = path / "m3di-store.json"
     marker.write_text(marker.read_text().replace('"version": 2,', '"version": 3,', 1))
     with pytest.raises(DamagedError, match="E_VERSION"):
         Store(path)
+    with pytest.raises(DamagedError, match="E_VERSION"):
+        list(verify(path))
 
 
 def test_a_truncated_database_is_refused_before_lmdb_touches_it(tmp_path):

@@ -87,6 +87,14 @@ def test_deep_supervision_is_the_weighted_mean_of_its_maps():
     assert plain.item() == pytest.approx(parts[0], rel=1e-9), "without maps, as in evaluation"
 
 
+def test_maps_and_weights_that_do_not_pair_are_a_mistake_of_the_caller():
+    logits, labels = scores(3)
+    output = SegmentationOutput(logits, (logits, logits))
+    for weights in ((0.5,), (0.5, 0.25, 0.1)):
+        with pytest.raises(ValueError, match="zip"):
+            deeply_supervised(output, labels, weights)
+
+
 def test_coarser_labels_are_the_nearest_ones():
     labels = torch.arange(27).view(1, 3, 3, 3)
     assert nearest_labels(labels, (1, 1, 1)).item() == 13, "the centre"

@@ -184,6 +184,17 @@ def test_gradients(kind):
     assert torch.autograd.gradcheck(lambda x: module(x, cube, patches=patches, **places), tokens.requires_grad_())
 
 
+@pytest.mark.parametrize("kind", ["cosine", "infonce"])
+def test_digits_are_kept_under_bf16_autocast(kind):
+    module, tokens, cube, places = one_volume(kind=kind)
+    module.head = torch.nn.Identity()  # which autocast would let run in bf16, as it shall
+    patches = numbers(1, 1, 2, 4, 3)
+    exact = module(tokens, cube, patches=patches, **places)
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = module(tokens.float(), cube.float(), patches=patches.float(), **places)
+    assert inside.item() == pytest.approx(exact.item(), rel=1e-5)
+
+
 def test_half_precision_inside_autocast_is_widened():
     module, tokens, cube, places = one_volume()
     module, patches = module.float(), numbers(1, 1, 2, 4, 4)

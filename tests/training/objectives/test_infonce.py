@@ -78,6 +78,7 @@ def test_info_nce_keeps_its_digits_under_bf16_autocast():
         inside = InfoNCE()(predictions, targets)
     assert inside.dtype == torch.float32
     assert inside.item() == InfoNCE()(predictions, targets).item()
+    assert inside.item() == pytest.approx(literal.info_nce(predictions, targets, 1 / 0.07), rel=1e-5)
     assert InfoNCE()(predictions.bfloat16(), targets).dtype == torch.float32
 
 

@@ -43,3 +43,4 @@ def test_digits_are_kept_under_bf16_autocast():
     with torch.autocast("cpu", torch.bfloat16):
         inside = SigmoidLoss()(predictions, targets)
     assert inside.item() == SigmoidLoss()(predictions, targets).item()
+    assert inside.item() == pytest.approx(literal.sigmoid(predictions, targets, 10, -10), rel=1e-5)

@@ -41,3 +41,13 @@ def test_gradients():
     loss = SoftInfoNCE(share=0.5, temperature=0.2).double()
     predictions = embeddings(0, s=3, e=4).requires_grad_()
     assert torch.autograd.gradcheck(lambda p: loss(p, embeddings(1, s=3, e=4)), predictions)
+
+
+def test_digits_are_kept_under_bf16_autocast():
+    predictions, targets = embeddings(0, dtype=torch.float32), embeddings(1, dtype=torch.float32)
+    loss = SoftInfoNCE(share=0.5, temperature=0.1)
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = loss(predictions, targets)
+    assert inside.item() == loss(predictions, targets).item()
+    expected = literal.soft_info_nce(predictions, targets, 1 / 0.07, share=0.5, temperature=0.1)
+    assert inside.item() == pytest.approx(expected, rel=1e-5)

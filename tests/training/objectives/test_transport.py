@@ -95,3 +95,13 @@ def test_it_does_not_know_which_target_belongs_to_which_prediction():
     loss = PartialTransport(8, iterations=100, **AUTHOR).double()
     shuffled = embeddings(1)[[3, 1, 0, 5, 4, 2]]
     assert loss(embeddings(0), shuffled).item() == pytest.approx(loss(embeddings(0), embeddings(1)).item())
+
+
+def test_digits_are_kept_under_bf16_autocast():
+    predictions, targets = embeddings(0, dtype=torch.float32), embeddings(1, dtype=torch.float32)
+    loss = PartialTransport(8, iterations=30, **AUTHOR)
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = loss(predictions, targets)
+    assert inside.item() == loss(predictions, targets).item()
+    expected = literal.transport_cost(predictions.numpy(), targets.numpy(), np.ones(8), iterations=30, **AUTHOR)
+    assert inside.item() == pytest.approx(expected, rel=1e-5)
