@@ -133,3 +133,17 @@ def test_mistakes_are_refused_before_anything_is_written(tmp_path):
         done = m3di("reproduce", *arguments, "--out", "out", cwd=tmp_path)
         assert (done.returncode, code in done.stderr, "hint: " in done.stderr) == (2, True, True), arguments
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_the_readme_shows_comes_from_the_finished_cells(tmp_path):
+    results = Path(__file__).parents[2] / "results"
+    asked = ("reproduce", "figure3", "--scale", "small", "--from", results / "cells", "--out", tmp_path)
+    done = m3di(*asked, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    for name in ("figure3.json", "figure3.csv", "figure3.md", "figure3.tex", "figure3.svg"):
+        assert (tmp_path / name).read_text() == (results / name).read_text(), f"{name}: write it again, and README"
+    shown = (results.parent / "README.md").read_text()
+    for row in json.loads((tmp_path / "figure3.json").read_text())["rows"]:
+        interval = f"({row['gain_low']:+.1f} to {row['gain_high']:+.1f})"
+        assert f"| {row['scratch_dice']:.3f} | {row['pretrained_dice']:.3f} | " in shown
+        assert interval in shown
