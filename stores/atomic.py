@@ -122,20 +122,19 @@ def _exchange(one: Path, two: Path) -> None:
     aside.rename(one)
 
 
-def sweep(folder: Path) -> int:
-    """Remove what an interrupted writer left in `folder`, where nobody else writes; return how many entries went."""
-    return _remove(list(folder.glob(f"{TEMPORARY}*")))
+def sweep(folder: Path) -> None:
+    """Remove what an interrupted writer left in `folder`, where nobody else writes."""
+    _remove(list(folder.glob(f"{TEMPORARY}*")))
 
 
-def sweep_beside(path: Path) -> int:
+def sweep_beside(path: Path) -> None:
     """Remove what interrupted writers of `path` left beside it, but not what others are writing there now."""
-    return _remove([entry for entry in path.parent.glob(f"{TEMPORARY}*-{path.name}") if not _is_writing(entry)])
+    _remove([entry for entry in path.parent.glob(f"{TEMPORARY}*-{path.name}") if not _is_writing(entry)])
 
 
-def _remove(leftovers: list[Path]) -> int:
+def _remove(leftovers: list[Path]) -> None:
     for entry in leftovers:
         shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
-    return len(leftovers)
 
 
 def _is_writing(entry: Path) -> bool:

@@ -163,15 +163,14 @@ class VolumeStore:
         """Remove the chunks of a slot that no record owns any more."""
         remove_slot(self.folder, slot)
 
-    def sweep(self, committed: Iterable[int]) -> int:
+    def sweep(self, committed: Iterable[int]) -> None:
         """Remove what interrupted writers left: temporary files and chunks of slots that no record owns."""
         keep = set(committed)
-        removed = sum(atomic.sweep(self.folder / name) for name in self.layouts)
+        for name in self.layouts:
+            atomic.sweep(self.folder / name)
         for _, slot, path in list(self.chunks()):
             if slot not in keep:
                 path.unlink()
-                removed += 1
-        return removed
 
     def _ensure_capacity(self, slot: int) -> None:
         """Let every array's metadata declare `slot`, so that plain Zarr readers see it."""

@@ -155,11 +155,11 @@ def test_only_what_nobody_is_writing_is_swept_from_beside_a_place(tmp_path):
     for name in names.values():
         (tmp_path / name).mkdir()
     (tmp_path / f"{atomic.TEMPORARY}{2**22 + 1}-t").touch()
-    assert atomic.sweep_beside(tmp_path / "s") == 3
+    atomic.sweep_beside(tmp_path / "s")
     assert sorted(entry.name for entry in tmp_path.iterdir()) == sorted(
         [names["1"], f"{atomic.TEMPORARY}{2**22 + 1}-t"]
     )
-    assert atomic.sweep(tmp_path) == 2
+    atomic.sweep(tmp_path)
     assert not any(tmp_path.iterdir())
 
 
@@ -169,7 +169,8 @@ def test_a_process_of_another_user_is_one_that_runs(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "kill", refuse)
     (tmp_path / f"{atomic.TEMPORARY}77-s").mkdir()
-    assert atomic.sweep_beside(tmp_path / "s") == 0
+    atomic.sweep_beside(tmp_path / "s")
+    assert len(list(tmp_path.iterdir())) == 1
 
 
 def test_no_descriptor_is_left_open(tmp_path):

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import zarr
 
 from stores import Store
 from stores.copying import copy_for_training
-from stores.errors import DamagedError
+from stores.errors import DamagedError, RefusedError
 from stores.merging import diff
 from tests.stores.stores import TEACHER, build, chunks, record
 
@@ -26,6 +27,8 @@ def test_a_copy_reads_as_the_store_does_and_is_made_once(tmp_path):
             rows = [store.embeddings(TEACHER).plane(found.volume, 1) for store in (one, other)]
             assert np.array_equal(*rows)
     assert not list(copy.rglob("volumes.zarr/axial/c.*")), "slices are not read in training"
+    cubes = zarr.open_group(copy / "volumes.zarr", mode="r")["image"]
+    assert cubes.shape[1:] == (16, 16, 16), "any Zarr library reads it"
     stamp = (copy / "m3di-store.json").stat().st_mtime_ns
     assert copy_for_training(path, tmp_path / "scratch/here") == copy
     assert (copy / "m3di-store.json").stat().st_mtime_ns == stamp, "it is used again"
@@ -34,6 +37,13 @@ def test_a_copy_reads_as_the_store_does_and_is_made_once(tmp_path):
     changed = copy_for_training(path, tmp_path / "scratch/here")
     assert changed != copy
     assert not list((tmp_path / "scratch/here").glob(".partial-*"))
+
+
+def test_a_place_for_the_copy_that_cannot_be_is_refused(tmp_path):
+    path = build(tmp_path / "s", 1)
+    (tmp_path / "file").touch()
+    with pytest.raises(RefusedError, match=r"E_PATH cannot write .*file/x: .*file is not a folder"):
+        copy_for_training(path, tmp_path / "file/x")
 
 
 def test_damage_is_not_copied_and_nothing_is_left_of_it(tmp_path):

@@ -95,6 +95,10 @@ DAMAGES = {
         f"{a} swapped": (lambda s, a=a: swap(chunk(s, a), chunk(s, a, 2)), f"v1, {a}") for a in ARRAYS if a != "label"
     },
     "a chunk is a folder": (lambda s: (chunk(s, "image").unlink(), chunk(s, "image").mkdir()), "v1, image"),
+    "a chunk is a link to itself": (
+        lambda s: (chunk(s, "image").unlink(), chunk(s, "image").symlink_to(chunk(s, "image"))),
+        "v1, image",
+    ),
     "an array of another array": (lambda s: swap(chunk(s, "axial"), chunk(s, "coronal")), "v1, axial"),
     "array metadata deleted": (lambda s: (s / "volumes.zarr/image/zarr.json").unlink(), "image/zarr.json"),
     "array metadata garbled": (lambda s: (s / "volumes.zarr/image/zarr.json").write_text("{"), "image/zarr.json"),

@@ -1,5 +1,7 @@
 """Rows as readers gather them: those of the slices asked for, or an error that names block and row."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -7,7 +9,8 @@ from stores import Store, embeddings
 from stores.blocks import encode_block
 from stores.errors import DamagedError
 from stores.keys import block_key
-from tests.stores.stores import DIM, TEACHER, build, rows_of
+from stores.records import pack_bits
+from tests.stores.stores import DIM, RECIPE, TEACHER, build, chunks, record, rows_of
 
 
 @pytest.fixture
@@ -44,6 +47,18 @@ def test_all_views_of_the_rows_agree(path):
         assert list(reordered.index.volumes) == ["v2", "v0"]
         gathered = reordered.gather(np.array([0]), *place(store, 2, 1)[1:])
         np.testing.assert_array_equal(gathered[0, 0], rows_of(store.record("v2"), 2)[1][0])
+
+
+def test_a_plane_without_slices_has_no_rows_in_any_view(tmp_path):
+    valid = pack_bits(np.zeros(RECIPE.cube_size, bool))
+    with Store.create_or_open(tmp_path / "s", RECIPE) as store:
+        whole = record("v0")
+        kept = store.commit_volume(replace(whole, valid=(whole.valid[0], valid, valid)), chunks(0))
+        rows = rows_of(kept, 0)
+        store.commit_rows(TEACHER, kept, rows)
+        found = store.embeddings(TEACHER)
+        assert [found.plane("v0", plane).shape for plane in range(3)] == [rows[0].shape, (0, 2, DIM), (0, 2, DIM)]
+        assert [bits.shape for bits in found.halves(1)] == [(len(rows[0]), DIM), (0, DIM), (0, DIM)]
 
 
 def test_nothing_to_gather_is_a_mistake_of_the_caller(path):

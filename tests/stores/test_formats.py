@@ -36,6 +36,8 @@ def require_fixture(store):
         position = record.valid_slices(1)[1]
         gathered = embeddings.gather(np.array([number]), np.array([[1]]), np.array([[position]]))
         np.testing.assert_array_equal(gathered[0, 0], rows_of(record, number)[1][1])
+        halves = embeddings.halves(1)[3 * number + 2].view(np.float16)
+        np.testing.assert_array_equal(halves, rows_of(record, number)[2][:, 1])
         assert store.captions(CAPTIONER, record.volume).texts[1][1] == f"{record.volume} 1 {position}"
     assert [row.code for row in store.quarantined()] == ["E_TRUNCATED"]
 
@@ -45,6 +47,7 @@ def test_a_store_of_version_1_is_read_and_sound(old):
     with Store(old) as store:
         assert store.recipe == replace(RECIPE, rendering_version=2)
         require_fixture(store)
+        assert not store.embeddings(TEACHER).index.checksums.any(), "records of version 1 do not say them"
     assert json.loads((old / "m3di-store.json").read_bytes())["version"] == 1, "reading changes nothing"
 
 

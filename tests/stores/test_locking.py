@@ -49,7 +49,9 @@ def test_writing_on_a_network_file_system_needs_the_users_word(tmp_path, monkeyp
         Store(path, writable=True)
     with pytest.raises(RefusedError, match="E_PATH"):
         Store.create_or_open(tmp_path / "new", RECIPE)
+    (path / "rows.lmdb/lock.mdb").unlink()
     Store(path).close()
+    assert not (path / "rows.lmdb/lock.mdb").exists(), "a reader goes without a lock that cannot be trusted"
     Store(path, writable=True, allow_network=True).close()
 
 

@@ -1,4 +1,6 @@
 import hashlib
+import os
+from pathlib import Path
 
 import pytest
 
@@ -98,6 +100,11 @@ def test_more_stores_than_may_be_open_are_merged_in_turn(tmp_path, monkeypatch):
             fill(store, [f"v{number}"])
     with Store.create_or_open(tmp_path / "m", RECIPE) as target:
         assert merging.merge_all(target, paths, report=nothing, check=nothing) == 5
+        with Store(paths[3], writable=True) as store:
+            store.commit_volume(record("v3", source_digest="another"), chunks(7))
+        with pytest.raises(RefusedError, match="E_DUPLICATE_ID volume v3"):
+            merging.merge_all(target, paths, report=nothing, check=nothing)
+        assert target.record("v3").source_digest == "sv3"
     with Store(tmp_path / "m") as merged, Store(build(tmp_path / "whole", 5)) as built:
         assert list(diff(merged, built)) == []
 
@@ -203,7 +210,8 @@ def test_a_finished_store_is_as_finished_after_gc(tmp_path):
         store.commit_current(teacher=TEACHER, captioner=CAPTIONER)
         collected = collect(store)
         assert collected.derived == (f"captions {'c3' * 8}/v9",)
-        assert collected.num_bytes[0] > 0
+        sizes = [Path(place, name).stat().st_size for place, _, names in os.walk(path) for name in names]
+        assert collected.num_bytes[1] == sum(sizes)
         assert not store.unfinished()
         assert store.read_seal() == {"transaction": store.transaction, "digest": store.digest()}
         assert store.embeddings(TEACHER).index.volumes == ["v0", "v1"]
