@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from stores import Store
-from stores.database import Database
+from stores.database import Database, check_not_truncated
 from stores.errors import DamagedError
 from stores.testing import crash_after
 from tests.stores.stores import CAPTIONER, TEACHER, build, captions_of
@@ -111,6 +111,20 @@ def test_the_index_is_kept_until_what_it_is_made_of_changes(tmp_path):
             transaction.delete("volumes", b"v0")
             assert transaction.count("index") == 0
         assert list(store.embeddings(TEACHER).index.volumes) == ["v1"]
+
+
+def test_a_short_file_is_noticed_whichever_of_the_two_meta_pages_is_the_newest(tmp_path):
+    database = Database(tmp_path, readonly=False)
+    for number in range(3):
+        with database.writing() as transaction:
+            transaction.put("rows", b"%d" % number, bytes(1 << 16))
+        whole = (tmp_path / "data.mdb").read_bytes()
+        (tmp_path / "short").write_bytes(whole)
+        check_not_truncated(tmp_path / "short", missing_ok=False)
+        (tmp_path / "short").write_bytes(whole[:-4096])
+        with pytest.raises(DamagedError, match=rf"E_STORE .*truncated: {len(whole) - 4096} bytes of {len(whole)}"):
+            check_not_truncated(tmp_path / "short", missing_ok=False)
+    database.close()
 
 
 def test_keys_are_those_of_a_prefix_and_heads_those_before_a_slash(tmp_path):

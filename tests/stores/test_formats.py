@@ -47,6 +47,7 @@ def test_a_store_of_version_1_is_read_and_sound(old):
     with Store(old) as store:
         assert store.recipe == replace(RECIPE, rendering_version=2)
         require_fixture(store)
+        assert {(one.num_non_finite, one.num_padding) for one in store.records()} == {(0, 0)}
         assert not store.embeddings(TEACHER).index.checksums.any(), "records of version 1 do not say them"
     assert json.loads((old / "m3di-store.json").read_bytes())["version"] == 1, "reading changes nothing"
 

@@ -43,6 +43,9 @@ def test_a_system_that_does_not_say_its_mounts_is_no_network(tmp_path):
 
 def test_writing_on_a_network_file_system_needs_the_users_word(tmp_path, monkeypatch):
     path = build(tmp_path / "s", 1)
+    (path / "rows.lmdb/lock.mdb").unlink()
+    Store(path).close()
+    assert (path / "rows.lmdb/lock.mdb").exists(), "on a disk of this machine a reader is known to the writer"
     (tmp_path / "mounts").write_text(f"server:/x {tmp_path} nfs rw 0 0\n")
     monkeypatch.setattr(locking.file_system, "__kwdefaults__", {"mounts": tmp_path / "mounts"})
     with pytest.raises(RefusedError, match=r"E_PATH .* network file system \(nfs\)"):
