@@ -100,7 +100,7 @@ def estimate_build(
     teacher_s = 0.0
     if fits:
         slice_s = watch.seconds_each("embeddings") / slices_each
-        teacher_s = slice_s * _passes_of_fit(config, round(slices_each * volumes))
+        teacher_s = slice_s * _passes_of_fit(config, round(slices_each * rows))
     parts = facts["bytes by part"]
     teacher_bytes = parts.get(TEACHERS, 0)
     growing = (sum(parts.values()) - teacher_bytes) / facts["volumes"]
