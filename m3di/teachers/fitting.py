@@ -14,14 +14,14 @@ from m3di.captions.captioner import opening_of
 from m3di.captions.stage import slice_images, slice_position
 from m3di.config import Config
 from m3di.events import Check, Report, go_on
-from m3di.tasks.split import Owner, nested_order, share_of
+from m3di.tasks.split import Owner, nested_order
 from m3di.teachers.clip import Teacher, load_teacher
 from m3di.teachers.dense import PatchProjection, PatchStatistics
 from m3di.teachers.tuning import HeadFit, TowerFit, fit_heads, fit_towers, retrieval_card
-from m3di.training.leave_out import people_left_out
+from m3di.training.leave_out import people_left_out, who_trains
 from m3di.types import Float, Tensor, UInt8
 from stores import Store
-from stores.errors import DamagedError, RefusedError
+from stores.errors import DamagedError
 from stores.records import Captions, VolumeRecord
 
 _ENCODED_AT_A_TIME = 256
@@ -220,13 +220,7 @@ class _Pairs:
         Raises:
             RefusedError: E_SPLIT, when there is nobody to fit to.
         """
-        shares = share_of(self.owners, ratios=config.split.ratios, seed=seed)
-        trains = [
-            share == "train" and owner not in left_out for owner, share in zip(self.owners, shares, strict=True)
-        ]
-        if not any(trains):
-            message = "pretrain.leave_out and split.ratios leave nobody to fit the teacher to"
-            raise RefusedError("E_SPLIT", message, hint="add volumes to the store, or leave out fewer people")
+        trains = who_trains(self.owners, config, left_out, seed=seed, purpose="fit the teacher to")
         train = torch.tensor(trains)
         return train.nonzero()[:, 0], (~train).nonzero()[:, 0]
 

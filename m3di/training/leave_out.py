@@ -4,7 +4,7 @@ Without this, pretraining and fine-tuning hold out the same people of a whole se
 that divides otherwise, by the set's own split, by folds, or one modality of a set alone, tests others.
 """
 
-from collections.abc import Set
+from collections.abc import Sequence, Set
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
@@ -12,7 +12,7 @@ from typing import Final
 from m3di.config import Config
 from m3di.tasks.data import shares_of
 from m3di.tasks.registry import load_task
-from m3di.tasks.split import Owner
+from m3di.tasks.split import Owner, share_of
 from m3di.training import checkpoint
 from m3di.training.repeats import runs_of
 from m3di.volumes.readers import content_digest
@@ -48,6 +48,29 @@ def people_left_out(store: Store, config: Config) -> frozenset[Owner]:
             raise RefusedError("E_CONFIG", message, hint="check that store and task are of the same data")
         left_out |= found
     return frozenset(left_out)
+
+
+def who_trains(
+    owners: Sequence[Owner], config: Config, left_out: Set[Owner], *, seed: int | None = None, purpose: str
+) -> list[bool]:
+    """Whether each of some items is of a person who is trained on: in the training share, and not left out.
+
+    Args:
+        owners: (dataset, subject) of each item.
+        config: All settings; `split` divides people.
+        left_out: Who is kept out.
+        seed: Of the split, in place of that of the settings.
+        purpose: What nobody would be left for, in the words of the error.
+
+    Raises:
+        RefusedError: E_SPLIT, when nobody is left.
+    """
+    shares = share_of(owners, ratios=config.split.ratios, seed=config.split.seed if seed is None else seed)
+    trains = [share == "train" and owner not in left_out for owner, share in zip(owners, shares, strict=True)]
+    if not any(trains):
+        message = f"pretrain.leave_out and split.ratios leave nobody to {purpose}"
+        raise RefusedError("E_SPLIT", message, hint="add volumes to the store, or leave out fewer people")
+    return trains
 
 
 def _of_task(entry: str, config: Config, refused: Set[str]) -> Tested:

@@ -23,13 +23,13 @@ from m3di.networks.registry import create_encoder
 from m3di.networks.weights import load_public_weights
 from m3di.signals import stop_on_signals
 from m3di.storage import to_train_from
-from m3di.tasks.split import Owner, share_of
+from m3di.tasks.split import Owner
 from m3di.teachers.identity import dense_facts, find_teacher
 from m3di.training import checkpoint, distributed, runtime, steps
 from m3di.training.average import MovingAverage
 from m3di.training.distributed import World
 from m3di.training.held_out import HeldOutScores, look
-from m3di.training.leave_out import people_left_out
+from m3di.training.leave_out import people_left_out, who_trains
 from m3di.training.loader import BatchReader, prefetch
 from m3di.training.objectives import DenseSpec, LocalObjective, PooledObjective, TeachersObjective
 from m3di.training.optimiser import adamw, apply_gradients, load_state, set_rate
@@ -289,13 +289,10 @@ def split_store(
     """
     index = embeddings.index
     owners = list(zip(index.datasets, index.subjects, strict=True))
-    shares = share_of(owners, ratios=config.split.ratios, seed=config.split.seed)
-    trains = [share == "train" and owner not in left_out for owner, share in zip(owners, shares, strict=True)]
-    train = [i for i, one in enumerate(trains) if one]
-    if not train:
-        message = "pretrain.leave_out and split.ratios leave nobody to pretrain on"
-        raise RefusedError("E_SPLIT", message, hint="add volumes to the store, or leave out fewer people")
-    return embeddings.select(train), embeddings.select([i for i, one in enumerate(trains) if not one])
+    trains = who_trains(owners, config, left_out, purpose="pretrain on")
+    return embeddings.select([i for i, one in enumerate(trains) if one]), embeddings.select(
+        [i for i, one in enumerate(trains) if not one]
+    )
 
 
 def _data(  # noqa: PLR0917
