@@ -39,8 +39,8 @@ def test_a_damaged_store_is_exit_4_and_the_remedy_is_said(tmp_path):
     assert done.returncode == 4, done.stderr
     shown = json.loads(done.stdout)
     assert shown["schema"] == "m3di.doctor/1"
-    (wrong,) = [check for check in shown["checks"] if not check["sound"]]
-    assert wrong["name"] == "store"
+    wrong = next(check for check in shown["checks"] if check["name"] == "store")
+    assert not wrong["sound"]
     assert "E_STORE" in wrong["finding"]
     assert "build it again" in wrong["finding"]
 
