@@ -35,6 +35,8 @@ _OTHERS: Final = [*_at(SEGMENTED, "unetr", FEW, THREE), *_at(SEGMENTED, "unet", 
 _CLASSES: Final = [
     *_at(DIAGNOSED, "vit", 1.0, FIVE),
     *(replace(one, probe=True) for one in _at(DIAGNOSED, "vit", 1.0, FIVE)),
+    *_at(DIAGNOSED, "unetr", 1.0, THREE),
+    *_at(DIAGNOSED, "unet", 1.0, THREE),
 ]
 _SEEN: Final = [Comparison(target, name, FEW, (0,)) for target in SEGMENTED for name in ("vit", "unetr", "unet")]
 

@@ -24,7 +24,15 @@ def test_the_small_segmentation_programme_is_the_one_that_was_promised():
     assert sum(cell.kind == "finetune" for cell in cells) == 2 * 2 * ((5 + 5 + 3) + 3 + 3), "sets, starts, seeds"
     assert sum(cell.kind == "pretrain" for cell in cells) == 5 + 3 + 3
     assert sum(cell.kind == "store" for cell in cells) == 1
-    assert len(small(*PAPERS)) == 163
+
+
+def test_every_task_of_the_small_programme_is_learnt_by_three_networks_from_scratch_and_pretrained():
+    cells = [cell.name for cell in small("table1", "table2").values() if cell.kind == "finetune"]
+    for task, fraction in (("hippocampus", 20), ("acdc", 20), ("acdc-diagnosis", 100), ("adrenal", 100)):
+        for network in ("vit", "unetr", "unet"):
+            for arm in ("scratch", "main"):
+                assert {f"{task}-{network}-{fraction}pct-{arm}-seed{seed}" for seed in range(3)} <= set(cells)
+    assert len(small(*PAPERS)) == 193
 
 
 def test_the_first_seed_of_everything_comes_first_and_every_cell_behind_what_it_needs():
