@@ -27,7 +27,7 @@ from stores.index import Indices
 from stores.recipe import digest_of
 
 WORTH_IT: Final = 3_000_000  # rows, from which exact search takes more than half a second on two cores
-_VERSION: Final = 1
+_VERSION: Final = 2
 _EFFORT: Final = 256  # candidates that a search keeps
 _CARE: Final = 64  # and that an addition keeps: usearch's 128 doubles the time to build
 _OVERSAMPLED: Final = 64  # rows looked up for each answer, since filters and one row a volume leave out most
@@ -73,7 +73,10 @@ def open_index(store: Store, fingerprint: str, part: Part, number: int) -> Appro
             message = f"the index cannot be kept beside the store: {error}"
             raise RefusedError("E_PATH", message, hint="leave --approximate out, or copy the store") from error
     try:
-        recall = float(json.loads(facts.read_bytes())["recall"])
+        known = json.loads(facts.read_bytes())
+        recall = float(known["recall"])
+        if path.stat().st_size != known["bytes"]:  # usearch does not look before it reads
+            raise ValueError(f"{path.stat().st_size} bytes in place of {known['bytes']}")
         index = _empty(usearch, part.dim)
         index.view(str(path))
     except (OSError, ValueError, KeyError, RuntimeError) as error:
@@ -106,7 +109,7 @@ def _build(usearch: Any, part: Part, path: Path, facts: Path) -> None:
     aside = path.with_suffix(".part")
     index.save(str(aside))
     aside.replace(path)
-    atomic.write_bytes(facts, json.dumps({"recall": recall, "rows": len(part)}).encode())
+    atomic.write_bytes(facts, json.dumps({"recall": recall, "bytes": path.stat().st_size}).encode())
 
 
 def _empty(usearch: Any, dim: int) -> Any:

@@ -64,11 +64,12 @@ def test_it_is_kept_beside_the_store_and_made_anew_for_another_content(path):
     assert len(list(beside.glob("*.usearch"))) == 2
 
 
-def test_a_damaged_one_is_named(path):
+@pytest.mark.parametrize("damage", [lambda _: b"not an index", lambda content: content[:-100]])
+def test_a_damaged_one_is_named(path, damage):
     with Searcher(path) as searcher:
         open_index(searcher.store, TEACHER, searcher.part(0), 0)
     (index,) = path.with_name("store.search").glob("*.usearch")
-    index.write_bytes(b"not an index")
+    index.write_bytes(damage(index.read_bytes()))
     with Searcher(path) as searcher, pytest.raises(DamagedError, match="not an index"):
         searcher.by_vector(np.eye(DIM, dtype=np.float32)[0], Wanted(approximate=True))
 
