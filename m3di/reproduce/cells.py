@@ -176,7 +176,7 @@ class Grid:
         )  # fmt: skip
 
     def _pretrain(self, store: Cell, stock: str, network: Network, arm: Arm, seed: int) -> Cell:
-        name = f"pretrain-{stock}-{network.name}-{arm.name}-seed{seed}"
+        name = f"pretrain-{stock}-{network.encoder}-{arm.name}-seed{seed}"
         own = () if arm.preset else self.programme.pretraining
         settings = (*network.settings, *own, *arm.settings, *self.extra)
         preset = arm.preset or self.programme.preset
@@ -192,7 +192,7 @@ class Grid:
         name = f"{target.name}-{network.name}{probe}-{100 * comparison.label_fraction:g}pct-{arm}-seed{seed}"
         run, data = f"{RUNS}/{name}", DATASETS[target.dataset].place
         of_probe = self.programme.probe if comparison.probe else ()
-        settings = (*network.settings, *target.settings, *of_probe, *self.extra)
+        settings = (*network.settings, *network.decoder, *target.settings, *of_probe, *self.extra)
         begin = ("finetune", "--task", target.task, "--data", data, "--run", run, "--network", network.name)
         start = ("--init", pretrain.folder) if pretrain else ()
         fraction = ("--label-fraction", f"{comparison.label_fraction:g}")

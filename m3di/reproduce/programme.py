@@ -45,14 +45,17 @@ class Network:
     Attributes:
         name: As `finetune --network` names it.
         title: As the paper's tables name it.
-        encoder: Name of its encoder; empty when nothing is pretrained for it.
+        encoder: Name of its encoder; empty when nothing is pretrained for it. Networks of one encoder share what was
+            pretrained, and so its sizes.
         settings: Sizes of its encoder, for pretraining and fine-tuning alike.
+        decoder: Sizes of the rest, for fine-tuning.
     """
 
     name: str
     title: str
     encoder: str = ""
     settings: tuple[str, ...] = ()
+    decoder: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -27,12 +27,19 @@ def test_the_small_segmentation_programme_is_the_one_that_was_promised():
 
 
 def test_every_task_of_the_small_programme_is_learnt_by_three_networks_from_scratch_and_pretrained():
-    cells = [cell.name for cell in small("table1", "table2").values() if cell.kind == "finetune"]
+    cells = {cell.name for cell in small("table1", "table2").values() if cell.kind == "finetune"}
+    of_kind = {"segmentation": ("vit", "setr_mla", "unet"), "classification": ("vit", "setr", "unet")}
     for task, fraction in (("hippocampus", 20), ("acdc", 20), ("acdc-diagnosis", 100), ("adrenal", 100)):
-        for network in ("vit", "unetr", "unet"):
+        for network in of_kind[SMALL.targets[task].kind]:
             for arm in ("scratch", "main"):
-                assert {f"{task}-{network}-{fraction}pct-{arm}-seed{seed}" for seed in range(3)} <= set(cells)
+                assert {f"{task}-{network}-{fraction}pct-{arm}-seed{seed}" for seed in range(3)} <= cells
     assert len(small(*PAPERS)) == 193
+
+
+@pytest.mark.parametrize("programme", [SMALL, LITERAL])
+def test_networks_that_share_a_pretrained_encoder_have_it_in_one_size(programme):
+    sizes = {(one.encoder, one.settings) for one in programme.networks.values() if one.encoder}
+    assert len(sizes) == len({encoder for encoder, _ in sizes})
 
 
 def test_the_first_seed_of_everything_comes_first_and_every_cell_behind_what_it_needs():
