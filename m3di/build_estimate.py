@@ -15,7 +15,7 @@ from m3di.config import Config
 from m3di.inspect import describe_store
 from m3di.machine import nearest_folder
 from m3di.plan import plan
-from stores.manifest import MARKER, TEACHERS
+from stores.manifest import MARKER, ROWS, TEACHERS, VOLUMES
 
 TRIED: Final = 3  # scans
 TRAINING_PASSES: Final = 3  # what a step of a tower's training costs, in forward passes
@@ -102,13 +102,13 @@ def estimate_build(
         slice_s = watch.seconds_each("embeddings") / slices_each
         teacher_s = slice_s * _passes_of_fit(config, round(slices_each * rows))
     parts = facts["bytes by part"]
-    teacher_bytes = parts.get(TEACHERS, 0)
-    growing = (sum(parts.values()) - teacher_bytes) / facts["volumes"]
+    bytes_of_rows = parts[ROWS] / facts["volumes"] * rows
+    bytes_of_cubes = parts[VOLUMES] / facts["volumes"] * volumes
     return BuildEstimate(
         volumes, round(slices_each * rows), reading_s, teacher_s, embedding_s,
         total_s=reading_s + teacher_s + embedding_s,
         memory_gib=peak_memory_gib(pick_device(device)),
-        disk_gib=(growing * volumes + teacher_bytes * fits) / 2**30,
+        disk_gib=(bytes_of_cubes + bytes_of_rows + parts.get(TEACHERS, 0) * fits) / 2**30,
         free_gib=disk_usage(nearest_folder(path)).free / 2**30,
     )  # fmt: skip
 

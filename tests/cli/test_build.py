@@ -148,3 +148,6 @@ def test_an_estimate_counts_what_is_to_be_built_and_keeps_nothing(tmp_path):
     assert before["disk_gib"] == pytest.approx(info["bytes"] / 2**30, rel=0.2)
     after = json.loads(m3di(*asked, "--estimate", cwd=tmp_path).stdout)
     assert (after["volumes"], after["slices"], after["total_s"], after["disk_gib"]) == (0, 0, 0, 0)
+    again = json.loads(m3di(*asked, "--estimate", "--set", "teacher.fit_steps=0", cwd=tmp_path).stdout)
+    assert (again["volumes"], again["slices"]) == (0, before["slices"]), "another teacher embeds what stays"
+    assert 0 < again["disk_gib"] < before["disk_gib"] / 2, "rows, without a fitted teacher"
