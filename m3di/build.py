@@ -33,6 +33,7 @@ class BuildSummary:
     cases: int
     built: int
     up_to_date: int
+    withdrawn: int
     quarantined: int
     described: int
     embedded: int
@@ -106,7 +107,8 @@ def build_store(
             store=place,
             cases=len(cases),
             built=committed.built,
-            up_to_date=len(cases) - committed.built - committed.refused,
+            up_to_date=len(cases) - committed.built - committed.withdrawn - committed.refused,
+            withdrawn=committed.withdrawn,
             quarantined=committed.refused + num_empty,
             described=committed.described + described,
             embedded=embedded,
@@ -159,11 +161,19 @@ def cases_of(datasets: Sequence[Dataset], config: Config) -> list[Case]:
 
 @dataclass(frozen=True)
 class Committed:
-    """How many volumes were built, how many of them were described at once, and how many cases were refused."""
+    """How many volumes were built, how many of them were described at once, and how many cases were not taken.
+
+    Attributes:
+        built: Volumes.
+        described: Volumes, of those.
+        refused: Cases that cannot be used.
+        withdrawn: Cases that were withdrawn from the store.
+    """
 
     built: int
     described: int
     refused: int
+    withdrawn: int
 
 
 def commit_volumes(
@@ -182,7 +192,7 @@ def commit_volumes(
     the store stay out, and are reported.
     """
     withdrawn = store.withdrawn()
-    built = described = refused = 0
+    built = described = refused = left_out = 0
     quarantined = store.quarantined()
     known = {record.volume: record.item_digest for record in store.records()}
     if workers is None:
@@ -205,6 +215,7 @@ def commit_volumes(
                 store.commit_quarantine(row)
             report("quarantined", volume=case.id, code=row.code, message=message)
         elif outcome is not None and outcome.record.source_digest in withdrawn:
+            left_out += 1
             report("withdrawn", volume=case.id, hint="take the scan out of the sources")
         elif outcome is not None:
             record = store.commit_volume(outcome.record, outcome.chunks)
@@ -218,7 +229,7 @@ def commit_volumes(
         else:
             report("up to date", volume=case.id, stage="volumes")
     report_duplicates(store, report)
-    return Committed(built, described, refused)
+    return Committed(built, described, refused, left_out)
 
 
 def report_duplicates(store: Store, report: Report) -> None:

@@ -27,7 +27,7 @@ from m3di.training.runtime import pick_device
 from stores import Store
 from stores.merging import merge_all
 
-COUNTS: Final = ("cases", "built", "up_to_date", "quarantined", "described", "embedded")
+COUNTS: Final = ("cases", "built", "up_to_date", "withdrawn", "quarantined", "described", "embedded")
 
 
 def build_on_ranks(

@@ -60,8 +60,10 @@ def test_a_build_leaves_out_what_was_removed_until_it_is_taken_back(tmp_path):
     def rebuilt():
         done = m3di(*arguments, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
+        kept_out = [e["volume"] for e in events(done) if e.get("event") == "withdrawn"]
+        assert events(done)[-1]["withdrawn"] == len(kept_out)
         with Store(tmp_path / "store") as store:
-            return store.volume_names(), [e["volume"] for e in events(done) if e.get("event") == "withdrawn"]
+            return store.volume_names(), kept_out
 
     assert rebuilt() == (["head_000", "head_001", "head_002"], [])
     assert m3di("remove", "--volume", "head_001", cwd=tmp_path).returncode == 0
