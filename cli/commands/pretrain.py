@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from cli.estimates import tell_estimate
 from cli.options import Common, LeaveOutOption, RunOption, StoreOption, new_run, store_path
 from cli.output import facts_table
 
