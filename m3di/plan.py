@@ -106,9 +106,8 @@ class _Planner:
             return
         record = store.find(case.id) if store is not None else None
         if store is None or record is None:
-            yield PlanItem(case.id, "volume", "build", _why_new(self._refused.get(case.id)))
-            yield PlanItem(case.id, "captions", "build", "new volume")
-            yield PlanItem(case.id, "rows", "build", "new volume")
+            why = _why_new(self._refused.get(case.id))
+            yield from (PlanItem(case.id, stage, "build", why) for stage in ("volume", "captions", "rows"))
             return
         changes = _changes(record, source, label, case, store.recipe, recipe)
         same_slices = record.source_digest == source and store.recipe.slices_digest == recipe.slices_digest

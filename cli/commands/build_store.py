@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import asdict
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,6 +14,7 @@ from stores.errors import RefusedError
 
 if TYPE_CHECKING:
     from m3di.config import Config
+    from m3di.plan import PlanItem
 
 QUARANTINED = 3
 PROBLEMS = 4
@@ -67,8 +69,7 @@ def build_store(
     own = None if shard is None else Shard.parse(shard)
     if dry_run:
         items = plan.plan(sources, path, config, layout=layout, limit=limit, shard=own)
-        rows = [(item.case, item.stage, item.action, item.reason) for item in items]
-        shown = table(("case", "stage", "action", "reason"), rows)
+        shown = table(("case", "stages", "action", "reason"), _rows_of(items))
         output.result("plan", {"items": [asdict(item) for item in items]}, shown)
         return
     if estimate:
@@ -94,6 +95,16 @@ def build_store(
     output.result("build-store", asdict(summary), facts_table(facts), *waits)
     if summary.quarantined and not by_torchrun:  # torchrun would take it for a failure, and start again
         raise typer.Exit(QUARANTINED)
+
+
+def _rows_of(items: "list[PlanItem]") -> list[tuple[str, str, str, str]]:
+    """One row for the stages of a case with which the same is done."""
+    rows = []
+    for (case, action), group in groupby(items, key=lambda item: (item.case, item.action)):
+        alike = list(group)
+        reasons = dict.fromkeys(item.reason for item in alike)
+        rows.append((case, ", ".join(item.stage for item in alike), action, "; ".join(reasons)))
+    return rows
 
 
 def _estimate(common: Common, sources: list[Path], path: Path, config: "Config", **options: Any) -> None:
