@@ -26,8 +26,9 @@ from tests.phantoms import head, ras_affine, write_msd_dataset, write_scan
 ROOT = Path(__file__).parent.parent
 PAGES = sorted(path for folder in (ROOT, ROOT / "docs", ROOT / "stores") for path in folder.glob("*.md"))
 FIRST = ROOT / "docs" / "first-hour.md"
+TRANSCRIPT = ROOT / "docs" / "transcript.md"
 NOT_RUN = re.compile(r"<!-- not (?:run|checked): \S.* -->")
-LANGUAGES = {"sh", "toml", "text", "yaml"}  # a page's fences; yaml is of other programs
+LANGUAGES = {"sh", "toml", "text", "yaml", "console"}  # a page's fences; yaml is of other programs
 CODE = re.compile(r"\"([EW]_[A-Z]+(?:_[A-Z]+)*)\b")
 SPACING = (1.5, 1.25, 2.0)
 TIMEOUT_S = 3600
@@ -178,6 +179,13 @@ def test_every_block_is_of_a_language_that_is_run_or_checked():
     commands = re.compile(r"^\s*\$? ?(?:m3di|pip|python3?|torchrun|docker) ", re.MULTILINE)
     hidden = [str(block) for block in BLOCKS if block.language == "text" and commands.search(block.text)]
     assert not hidden, f"commands in a block that is no shell block: {hidden}"
+
+
+def test_the_transcript_is_of_the_commands_of_the_first_hour():
+    typed = [line for block in blocks_of(FIRST) for line in block.text.splitlines() if line.startswith("m3di ")]
+    shown = [line for block in blocks_of(TRANSCRIPT) for line in block.text.splitlines() if line.startswith("$ ")]
+    assert shown == [f"$ {line}" for line in typed]
+    assert {block.language for block in BLOCKS if block.page != TRANSCRIPT}.isdisjoint({"console"})
 
 
 def test_settings_in_pages_are_settings():
