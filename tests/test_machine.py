@@ -39,8 +39,9 @@ def test_a_damaged_store_is_exit_4_and_the_remedy_is_said(tmp_path):
     assert done.returncode == 4, done.stderr
     shown = json.loads(done.stdout)
     assert shown["schema"] == "m3di.doctor/1"
-    wrong = next(check for check in shown["checks"] if check["name"] == "store")
-    assert not wrong["sound"]
+    scarce = {"memory", "disk here", "disk of the store"}  # a machine may be short of them besides
+    (wrong,) = [check for check in shown["checks"] if not check["sound"] and check["name"] not in scarce]
+    assert wrong["name"] == "store"
     assert "E_STORE" in wrong["finding"]
     assert "build it again" in wrong["finding"]
 
