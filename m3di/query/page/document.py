@@ -3,8 +3,6 @@
 Data reach the page as JSON only, and its script shows them as text only.
 """
 
-import base64
-import hashlib
 import json
 from collections.abc import Mapping
 from functools import cache
@@ -12,6 +10,8 @@ from importlib.resources import files
 from typing import Any, Final
 
 from markupsafe import Markup
+
+from m3di.report.policy import inline_source
 
 STYLES: Final = ("report.css", "explorer.css")
 SCRIPTS: Final = ("text.js", "source.js", "planes.js", "curves.js", "map.js", "answers.js", "explorer.js")
@@ -40,7 +40,7 @@ def filed_document(data: Mapping[str, Any]) -> str:
     """The page that needs no server: everything it shows is in it, and the browser loads and runs nothing else."""
     style = "\n".join(static_file(name) for name in STYLES)
     script = "\n".join(static_file(name) for name in SCRIPTS)
-    policy = f"{_POLICY}; script-src {_hash(script)}; style-src {_hash(style)}; img-src data:"
+    policy = f"{_POLICY}; script-src {inline_source(script)}; style-src {inline_source(style)}; img-src data:"
     return _render(style=Markup(style), script=Markup(script), policy=policy, data=Markup(_embedded(data)))
 
 
@@ -57,8 +57,3 @@ def _embedded(data: Mapping[str, Any]) -> str:
     """JSON that ends no element and opens none: without `<`, `>` and `&`, and ASCII alone."""
     text = json.dumps(data, allow_nan=False, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
-
-
-def _hash(content: str) -> str:
-    """What a policy calls an inline script or style by."""
-    return f"'sha256-{base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()}'"
