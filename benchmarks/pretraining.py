@@ -4,11 +4,12 @@
     python benchmarks/pretraining.py table OUT
 
 `run` builds a store of DATA/msd_hippocampus and DATA/acdc_ed at 48^3 with dense rows, then pretrains a small ViT in
-each of `ARMS` and fine-tunes it on 5 and on 15 labelled hippocampus cases. Every cell is a command line of m3di in a
-folder of its own below OUT; finished ones are left alone, so a stopped `run` goes on where it was. `table` writes
-what is finished to OUT/results.json, and prints it: retrieval among the slices of held-out subjects, and Dice of the
-same 40 test subjects, who were neither pretrained nor trained on, cases averaged over seeds, with their paired
-difference to no pretraining (95% interval over cases) and that of each seed. OUT may be such a results.json itself.
+each of `ARMS` and fine-tunes it on 5 and on 15 labelled hippocampus cases. Every cell is a command line of m3di in
+a folder of its own below OUT; finished ones are left alone, so a stopped `run` goes on where it was. `table` writes
+what is finished to OUT/results.json, with `rows` as those of `m3di reproduce`, and prints it: retrieval among the
+slices of held-out subjects, and Dice of the same 40 test subjects, who were neither pretrained nor trained on,
+cases averaged over seeds, with their paired difference to no pretraining (95% interval over cases) and that of each
+seed. OUT may be such a results.json itself.
 """
 
 import argparse
@@ -21,6 +22,7 @@ import tomllib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -185,7 +187,7 @@ def print_tables(found: dict[str, Any]) -> None:
         for kind in ("image", "text"):
             cells.append(" / ".join(f"{mean_of(looks, kind, k):.1%}" for k in ("1", "10")) if looks else "")
         cells.append(f"{np.mean([look['position_error'] for look in looks]):.3f}" if looks else "")
-        cells += [gain(arm["dice"][str(labels)], arms["none"]["dice"][str(labels)]) for labels in LABELS]
+        cells += [gain(found, name, labels) for labels in LABELS]
         print(f"| {' | '.join(cells)} |")
     for name in ("infonce", "infonce, K = 1"):
         for seed, curve in arms[name]["curves"].items():
@@ -198,18 +200,47 @@ def mean_of(looks: list[dict[str, Any]], kind: str, k: str) -> float:
     return float(np.mean([look[kind][k] for look in looks]))
 
 
-def gain(own: dict[str, list[float]], base: dict[str, list[float]]) -> str:
+def rows_of(found: dict[str, Any]) -> list[dict[str, Any]]:
+    """Compare each arm with no pretraining, paired over the test cases, at each number of labels."""
+    base = found["arms"]["none"]["dice"]
+    rows = []
+    for (arm, results), (labels, fraction) in product(found["arms"].items(), LABELS.items()):
+        own, scratch = results["dice"][str(labels)], base[str(labels)]
+        seeds = [seed for seed in own if seed in scratch]
+        if arm == "none" or not seeds:
+            continue
+        first, second = (over_seeds([scores[seed] for seed in seeds]) for scores in (own, scratch))
+        difference = paired_difference(first.cases, second.cases)
+        rows.append(
+            {
+                "dataset": "hippocampus",
+                "network": "vit",
+                "label_fraction": fraction,
+                "labelled_cases": labels,
+                "pretraining": arm,
+                "seeds": [int(seed) for seed in seeds],
+                "scratch_dice": second.cases.mean(),
+                "pretrained_dice": first.cases.mean(),
+                "gain_dice": 100 * difference.mean,
+                "gain_low": 100 * difference.low,
+                "gain_high": 100 * difference.high,
+                "gain_by_seed": [100 * (a - b) for a, b in zip(first.means, second.means, strict=True)],
+                "test_cases": len(first.cases),
+            }
+        )
+    return rows
+
+
+def gain(found: dict[str, Any], arm: str, labels: int) -> str:
     """Mean Dice of an arm and, in points, its paired gain over no pretraining with interval and spread over seeds."""
-    seeds = [seed for seed in own if seed in base]
-    if not seeds:
-        return ""
-    first, second = (over_seeds([scores[seed] for seed in seeds]) for scores in (own, base))
-    if own is base:
-        return f"{first.cases.mean():.3f}"
-    difference = paired_difference(first.cases, second.cases)
-    each = ", ".join(f"{100 * (a - b):+.1f}" for a, b in zip(first.means, second.means, strict=True))
-    points = [100 * value for value in (difference.mean, difference.low, difference.high)]
-    return "{:.3f}, {:+.1f} ({:+.1f} to {:+.1f}); seeds {}".format(first.cases.mean(), *points, each)
+    if arm == "none":
+        return f"{over_seeds(list(found['arms'][arm]['dice'][str(labels)].values())).cases.mean():.3f}"
+    for row in found["rows"]:
+        if (row["pretraining"], row["labelled_cases"]) == (arm, labels):
+            each = ", ".join(f"{value:+.1f}" for value in row["gain_by_seed"])
+            interval = "{gain_dice:+.1f} ({gain_low:+.1f} to {gain_high:+.1f})".format(**row)
+            return f"{row['pretrained_dice']:.3f}, {interval}; seeds {each}"
+    return ""
 
 
 def learning_curve(folder: Path) -> list[dict[str, Any]]:
@@ -247,9 +278,11 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.command == "table":
         kept = arguments.out if arguments.out.is_file() else arguments.out / "results.json"
-        if arguments.out.is_dir():
-            kept.write_text(json.dumps(collect(arguments.out), indent=1))
-        print_tables(json.loads(kept.read_text()))
+        found = collect(arguments.out) if arguments.out.is_dir() else json.loads(kept.read_text())
+        found = json.loads(json.dumps(found))  # seeds and labels are text, whichever it was
+        found["rows"] = rows_of(found)
+        kept.write_text(json.dumps(found, indent=1) + "\n")
+        print_tables(found)
     else:
         run(
             arguments.out, arguments.data, arms=arguments.arms, seeds=arguments.seeds, workers=arguments.workers

@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -150,3 +151,16 @@ def test_what_the_readme_shows_comes_from_the_finished_cells(tmp_path):
         interval = f"({row['gain_low']:+.1f} to {row['gain_high']:+.1f})"
         assert f"| {row['scratch_dice']:.3f} | {row['pretrained_dice']:.3f} | " in shown
         assert interval in shown
+
+
+def test_the_readmes_table_of_pretrainings_is_what_its_benchmark_prints(tmp_path):
+    root = Path(__file__).parents[2]
+    kept = tmp_path / "pretraining.json"
+    kept.write_bytes((root / "results" / kept.name).read_bytes())
+    table = [sys.executable, "benchmarks/pretraining.py", "table", kept]
+    printed = subprocess.run(table, cwd=root, capture_output=True, text=True, check=False)
+    assert printed.returncode == 0, printed.stderr
+    assert kept.read_bytes() == (root / "results" / kept.name).read_bytes()
+    lines = [line for line in printed.stdout.splitlines() if line.startswith("|")]
+    assert len(lines) == 2 + len(json.loads(kept.read_text())["arms"])
+    assert "\n".join(lines) in (root / "README.md").read_text()
