@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -119,6 +121,13 @@ def test_fingerprint_follows_weights_configuration_and_precision(tiny):
 
 def test_automatic_precision_is_one_that_exists():
     assert fastest_dtype(torch.device("cpu")) in DTYPES
+
+
+def test_automatic_precision_is_the_same_without_what_torch_2_10_lacks(monkeypatch):
+    expected = fastest_dtype(torch.device("cpu"))
+    asked = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    monkeypatch.setattr(torch, "cpu", SimpleNamespace(**{name: getattr(torch.cpu, name) for name in asked}))
+    assert fastest_dtype(torch.device("cpu")) == expected
 
 
 def test_unknown_precision_is_refused(tiny):
