@@ -107,6 +107,11 @@ def test_what_a_step_adds_is_dropped_in_training_only():
     assert not torch.allclose(psat(tokens, plane, index), psat(tokens, plane, index))
 
 
+def test_queries_start_small_and_unlike():
+    queries = PlaneSliceAwareTransformer(TOKEN_DIM, width=64, num_heads=2, num_queries=100).queries
+    assert queries.std().item() == pytest.approx(0.02, rel=0.05)
+
+
 def test_places_may_start_at_random():
     options = {"embedding_dim": 5, "width": 64, "num_heads": 2, "num_queries": 2, "num_slices": 100}
     assert not PlaneSliceAwareTransformer(TOKEN_DIM, **options).position.any(), "the paper's start"
