@@ -138,7 +138,7 @@ def test_mistakes_are_refused_before_anything_is_written(tmp_path):
 
 def test_what_the_readme_shows_comes_from_the_finished_cells(tmp_path):
     results = Path(__file__).parents[2] / "results"
-    tables = ("table1", "table3", "figure3")
+    tables = ("table1", "table3", "table2", "figure3")
     done = m3di(
         "reproduce", *tables, "--scale", "small", "--from", results / "cells", "--out", tmp_path, cwd=tmp_path
     )
