@@ -234,7 +234,8 @@ def rows_of(found: dict[str, Any]) -> list[dict[str, Any]]:
 def gain(found: dict[str, Any], arm: str, labels: int) -> str:
     """Mean Dice of an arm and, in points, its paired gain over no pretraining with interval and spread over seeds."""
     if arm == "none":
-        return f"{over_seeds(list(found['arms'][arm]['dice'][str(labels)].values())).cases.mean():.3f}"
+        scores = list(found["arms"][arm]["dice"][str(labels)].values())
+        return f"{over_seeds(scores).cases.mean():.3f}" if scores else ""
     for row in found["rows"]:
         if (row["pretraining"], row["labelled_cases"]) == (arm, labels):
             each = ", ".join(f"{value:+.1f}" for value in row["gain_by_seed"])
