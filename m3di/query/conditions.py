@@ -7,6 +7,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
+from m3di.captions.claims import claimed
 from stores.errors import RefusedError
 from stores.geometry import PLANES
 from stores.keys import plane_number
@@ -52,18 +53,34 @@ def allowed_blocks(
 def named_in(text: str, records: Iterable[VolumeRecord]) -> Iterator[tuple[str, list[str]]]:
     """What a text names, as keys with their values: a plane, body parts and modalities that volumes have.
 
-    Volumes of which a body part or modality is not known count as named: they may be of it.
+    A body part is also named by the region that it lies in, a lung by `chest`, and a region by its organs, a head by
+    `brain`; but no organ by another. Volumes of which a body part or modality is not known count as named: they may
+    be of it.
     """
-    words = f" {' '.join('mr' if word == 'mri' else word for word in _words_of(text))} "
-    planes = [plane for plane in PLANES if f" {plane} " in words]
+    words = _phrase("mr" if word == "mri" else word for word in _words_of(text))
+    planes: list[str] = [plane for plane in PLANES if plane in words.split()]
     if len(planes) == 1:
         yield PLANE, planes
     known = list(records)
     for key, unknown in UNKNOWN.items():
         values = {str(getattr(record, key)) for record in known}
-        named = [value for value in sorted(values - {unknown}) if f" {' '.join(_words_of(value))} " in words]
+        named = {value for value in values - {unknown} if _phrase(_words_of(value)) in words}
+        if key == "body_part":
+            named |= _related(values, text)
         if named:
-            yield key, [*named, *({unknown} & values)]
+            yield key, [*sorted(named), *({unknown} & values)]
+
+
+def _related(parts: Iterable[str], text: str) -> set[str]:
+    """The body parts that lie in a region which a text calls by its name, and the regions whose organs it names."""
+    regions = claimed("region", text)
+    called = regions & set(_words_of(text))
+    return {part for part in parts if part.lower() in regions or claimed("region", part) & called}
+
+
+def _phrase(words: Iterable[str]) -> str:
+    """Words to be looked for within others, in the singular: what it makes of them needs to be no word."""
+    return f" {' '.join(word.removesuffix('s') for word in words)} "
 
 
 def _words_of(text: str) -> list[str]:
