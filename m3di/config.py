@@ -221,7 +221,8 @@ class PretrainConfig:
     """Pretraining: sizes, optimiser, schedule, and how often to look, log and save (in steps).
 
     A step draws `slices_per_volume` slices (K) of every volume of its batch, those of axial, coronal and sagittal
-    planes as often as `plane_weights` say. A run lasts `max_steps`, or else `epochs` passes over the volumes.
+    planes as often as `plane_weights` say; a volume that has fewer gives some of them more than once. A run lasts
+    `max_steps`, or else `epochs` passes over the volumes.
 
     AdamW learns at `learning_rate` with `weight_decay`. The rate rises over the first `warmup_fraction` of the run,
     and then stays or falls to nothing by `schedule`. Gradients are cut to the norm `max_gradient_norm`.

@@ -3,7 +3,7 @@
 The weights are a contract for whoever samples slices: JSON lines of volume, plane, slice (position in the cube),
 weight and reasons, one for every slice of the volumes looked at, weight 1 without a reason. The sampler multiplies a
 slice's chance by its weight (`pretrain.slice_weights`); a slice of weight 0 is never drawn, and a volume that keeps
-too few of them is refused. The weights are a judgement of how much a text can still teach, not a measurement.
+none is refused. The weights are a judgement of how much a text can still teach, not a measurement.
 """
 
 import json

@@ -134,7 +134,7 @@ def pretrain(
         teachers = _teachers(store, config)
         embeddings = store.embeddings(teachers[0])
         train, held_out, left_out = _split(store, teachers, embeddings, config, world, report)
-        reader, sampler = _data(store, embeddings, train, teachers, config, place)
+        reader, sampler = _data(store, embeddings, train, teachers, config, place, report)
         facts = _facts(config, store, teachers, sampler) | {"store": str(store_path.resolve())}
         _require_same_run(run if resume else None, config, facts, world)
         model = _build(config, store, teachers, train.index).to(place)
@@ -302,6 +302,7 @@ def _data(  # noqa: PLR0917
     teachers: Sequence[str],
     config: Config,
     device: torch.device,
+    report: Report,
 ) -> tuple[BatchReader, PlaneSliceSampler]:
     """What reads the training volumes, and what says which; `embeddings` are those of all volumes."""
     facts = dense_facts(store, teachers[0]) if config.objective.dense_weight else None
@@ -315,7 +316,21 @@ def _data(  # noqa: PLR0917
         train.index, slices_per_volume=settings.slices_per_volume, seed=config.seed,
         plane_weights=settings.plane_weights, slice_weights=weights,
     )  # fmt: skip
+    _warn_of_repeats(sampler, settings.slices_per_volume, report)
     return BatchReader(store.volumes, train, dense=dense, further=further, pinned=device.type == "cuda"), sampler
+
+
+def _warn_of_repeats(sampler: PlaneSliceSampler, slices_per_volume: int, report: Report) -> None:
+    """Say that some volumes have fewer than K slices."""
+    num_few = int((sampler.num_drawable < slices_per_volume).sum())
+    if num_few:
+        poorest = int(sampler.num_drawable.argmin())
+        message = (
+            f"{num_few} of {len(sampler.index)} volumes have fewer than {slices_per_volume} slices to draw "
+            f"({sampler.index.volumes[poorest]} has {sampler.num_drawable[poorest]}): a step takes theirs more than "
+            "once; lower --slices-per-volume, or build with a smaller stride"
+        )
+        report("warning", code="W_FEW_SLICES", message=message)
 
 
 def _forward_pass(model: Model, config: Config, device: torch.device) -> steps.Predict:

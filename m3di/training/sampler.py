@@ -66,7 +66,8 @@ class PlaneSliceSampler:
 
     Every epoch is a permutation of the volumes; batches run over its end into the next. The K slices of a volume
     are drawn without replacement from its valid ones; planes have equal weight, however many slices they have. With
-    weights of slices, the chance of each is multiplied by its own, and that of its plane changes with it.
+    weights of slices, the chance of each is multiplied by its own, and that of its plane changes with it. A volume
+    with fewer than K slices gives all of them in the order drawn, and then those again.
 
     Args:
         index: Volumes and their valid slices.
@@ -76,7 +77,11 @@ class PlaneSliceSampler:
         slice_weights: Of the slices of the index; None where all are 1. A slice of weight 0 is never drawn.
 
     Raises:
-        RefusedError: E_CONFIG, when there is no volume, or one with fewer than K slices to draw, naming it.
+        RefusedError: E_CONFIG, when there is no volume, or one without a slice to draw, naming it.
+
+    Attributes:
+        index: The volumes.
+        num_drawable: (n,) how many slices of each volume may be drawn.
     """
 
     def __init__(
@@ -91,11 +96,11 @@ class PlaneSliceSampler:
         if len(index) == 0:
             raise RefusedError("E_CONFIG", "there is no volume to train on", hint="build a store with more volumes")
         weighted = np.asarray(plane_weights) > 0
-        available = index.num_rows()[:, weighted].sum(axis=1)
-        _require_slices(index, available, slices_per_volume)
+        self.num_drawable = index.num_rows()[:, weighted].sum(axis=1)
+        _require_slices(index, self.num_drawable, hint="give more planes weight in pretrain.plane_weights")
         if slice_weights is not None:
-            barred = slice_weights.num_barred(len(index), weighted)
-            _require_slices(index, available - barred, slices_per_volume, weighted=True)
+            self.num_drawable = self.num_drawable - slice_weights.num_barred(len(index), weighted)
+            _require_slices(index, self.num_drawable, hint="give some of them weight in pretrain.slice_weights")
         self.index = index
         self.slice_weights = slice_weights
         self._slices_per_volume = slices_per_volume
@@ -124,7 +129,10 @@ class PlaneSliceSampler:
         return Draw(volumes, planes, slices, epochs)
 
     def _slices(self, volumes: Indices, epochs: Indices) -> tuple[Indices, Indices]:
-        """Weighted draw without replacement: the K first arrivals of an exponential race of all valid slices."""
+        """Weighted draw without replacement: the K first arrivals of an exponential race of all valid slices.
+
+        Where fewer take part, they arrive again in the same order.
+        """
         bits = self.index.bits(volumes)
         batch, _, positions = bits.shape
         weight = self._plane_weights[:, None] / np.maximum(bits.sum(axis=-1, keepdims=True), 1)
@@ -134,19 +142,17 @@ class PlaneSliceSampler:
         key = keyed_uniform(self._seed, epochs[:, None, None], volumes[:, None, None], lane)
         with np.errstate(divide="ignore"):
             arrival = np.where(bits & (weight > 0), -np.log(key) / weight, np.inf)
-        first = np.argsort(arrival.reshape(batch, -1), axis=1, kind="stable")[:, : self._slices_per_volume]
+        order = np.argsort(arrival.reshape(batch, -1), axis=1, kind="stable")
+        turns = np.arange(self._slices_per_volume) % self.num_drawable[volumes, None]
+        first = np.take_along_axis(order, turns, axis=1)
         return first // positions, first % positions
 
 
-def _require_slices(index: StoreIndex, available: Indices, wanted: int, *, weighted: bool = False) -> None:
-    """Refuse a volume with fewer slices than are wanted, those of weight 0 left out when `weighted`."""
-    poorest = int(available.argmin())
-    if available[poorest] >= wanted:
-        return
-    what = "slices of a weight over 0" if weighted else "slices"
-    remedy = "give more of them weight in pretrain.slice_weights" if weighted else "build with a smaller stride"
-    message = f"volume {index.volumes[poorest]} has {available[poorest]} {what}, {wanted} are asked"
-    raise RefusedError("E_CONFIG", message, hint=f"lower --slices-per-volume, or {remedy}")
+def _require_slices(index: StoreIndex, num_drawable: Indices, *, hint: str) -> None:
+    """Refuse a volume without slices."""
+    poorest = int(num_drawable.argmin())
+    if num_drawable[poorest] == 0:
+        raise RefusedError("E_CONFIG", f"volume {index.volumes[poorest]} has no slice to draw", hint=hint)
 
 
 def keyed_uniform(*key: npt.NDArray[Any] | int) -> npt.NDArray[np.float64]:

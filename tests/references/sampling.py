@@ -23,7 +23,8 @@ def weighted_slices(*, seed, epoch, volume, valid, plane_weights, slice_weights,
     """The K slices of one volume that a race of independent exponential clocks brings in first.
 
     Efraimidis and Spirakis, "Weighted random sampling with a reservoir" (2006): the order of arrival is a weighted
-    draw without replacement. `valid` holds one list of bools a plane; `slice_weights` is a dict by (plane, slice).
+    draw without replacement. Where fewer than K take part, they arrive again in the same order. `valid` holds one
+    list of bools a plane; `slice_weights` is a dict by (plane, slice).
     """
     positions = len(valid[0])
     arrivals = []
@@ -33,4 +34,5 @@ def weighted_slices(*, seed, epoch, volume, valid, plane_weights, slice_weights,
             if is_valid and rate > 0:
                 uniform = splitmix64_uniform((seed, epoch, volume, plane * positions + index))
                 arrivals.append((-math.log(uniform) * sum(bits) / rate, plane, index))
-    return [(plane, index) for _, plane, index in sorted(arrivals)[:k]]
+    order = [(plane, index) for _, plane, index in sorted(arrivals)]
+    return [order[turn % len(order)] for turn in range(k)]
