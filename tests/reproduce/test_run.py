@@ -147,7 +147,9 @@ def test_what_the_readme_shows_comes_from_the_finished_cells(tmp_path):
     for name in (*written, "figure3.svg"):
         assert (tmp_path / name).read_text() == (results / name).read_text(), f"{name}: write it again, and README"
     shown = (results.parent / "README.md").read_text().replace("**", "")
-    segmented, ablated = (json.loads((tmp_path / f"{name}.json").read_text())["rows"] for name in tables[:2])
+    segmented, ablated, classified = (
+        json.loads((tmp_path / f"{name}.json").read_text())["rows"] for name in tables[:3]
+    )
     assert {row["network"] for row in segmented} == {"vit", "setr_mla", "unet"}
     assert {row["pretraining"] for row in ablated} == {"ex1", "ex2", "ex3"}
     for row in segmented:
@@ -155,10 +157,14 @@ def test_what_the_readme_shows_comes_from_the_finished_cells(tmp_path):
     for row in ablated:
         assert f"(from scratch {row['scratch_dice']:.3f})" in shown
         assert f"| {row['pretrained_dice']:.3f}, {difference(row)} |" in shown
+    for row in classified:
+        for metric, ends in (("accuracy", "gain"), ("auc", "gain_auc")):
+            means = f"{100 * row[f'scratch_{metric}']:.1f} / {100 * row[f'pretrained_{metric}']:.1f}%"
+            assert f"| {means} | {difference(row, metric, ends)}" in shown
 
 
-def difference(row):
-    return f"{row['gain_dice']:+.1f} ({row['gain_low']:+.1f} to {row['gain_high']:+.1f})"
+def difference(row, metric="dice", ends="gain"):
+    return f"{row[f'gain_{metric}']:+.1f} ({row[f'{ends}_low']:+.1f} to {row[f'{ends}_high']:+.1f})"
 
 
 def test_the_readmes_table_of_pretrainings_is_what_its_benchmark_prints(tmp_path):
