@@ -1,5 +1,6 @@
 """The engine of queries: opened once on a store, it answers for as long as it stays open."""
 
+from collections.abc import Iterable
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -11,7 +12,7 @@ import numpy.typing as npt
 from m3di.evaluation.leaks import mean_embedding
 from m3di.query.answers import IMAGE, TEXT, Answer, Hit, Wanted
 from m3di.query.approximate import WORTH_IT, ApproximateIndex, open_index
-from m3di.query.conditions import allowed_blocks, named_in
+from m3di.query.conditions import UNKNOWN, allowed_blocks, named_in
 from m3di.query.notes import card_notes
 from m3di.query.pictures import read_image, read_scan_slices
 from m3di.query.ranking import best
@@ -92,7 +93,8 @@ class Searcher:
         Captions by default: a small teacher was fitted to captions, and free wording finds the plane it names more
         often among them. Not often enough, though, and the organ hardly: so a text that names one plane, or body
         parts or modalities that volumes of the store have, is answered with such slices only, unless `wanted.where`
-        has a condition of that key, or nothing would be left. The notes say so.
+        has a condition of that key, or nothing would be left. Slices of which it is not known may answer, too, but
+        come after all others, whatever their score. The notes say so.
 
         Raises:
             RefusedError: E_CONFIG, for an empty text.
@@ -103,11 +105,16 @@ class Searcher:
             message = f"a text is held against {' or '.join(AGAINST)}, not {wanted.against!r}"
             raise RefusedError("E_CONFIG", message, hint="leave --against out")
         part = AGAINST[wanted.against]
-        wanted, named = self._narrowed(text, wanted, self.part(part, of_model=self.model is not None))
-        answer = self.by_vector(self.teacher.encode_text(text), wanted, part=part, asked="text")
+        (first, *others), named = self._narrowed(text, wanted, self.part(part, of_model=self.model is not None))
+        vector = self.teacher.encode_text(text)
+        answer = self.by_vector(vector, first, part=part, asked="text")
+        for further in others:
+            if len(answer.results) < wanted.top:
+                answer = _followed_by(answer, self.by_vector(vector, further, part=part, asked="text"), wanted)
         if not named:
             return answer
-        note = f"the text names {', '.join(named)}: only such slices may answer, unless a filter says otherwise"
+        order = ", known ones first," if others else ","
+        note = f"the text names {', '.join(named)}: only such slices may answer{order} unless a filter says otherwise"
         return replace(answer, notes=(*answer.notes, note))
 
     def by_image(self, image: Path, wanted: Wanted = ANY) -> Answer:
@@ -269,16 +276,21 @@ class Searcher:
         texts = captions.texts[plane]
         return texts[position] if position < len(texts) else ""
 
-    def _narrowed(self, text: str, wanted: Wanted, source: Part) -> tuple[Wanted, list[str]]:
-        """What is wanted with what the text names as further conditions, and these in words."""
+    def _narrowed(self, text: str, wanted: Wanted, source: Part) -> tuple[list[Wanted], list[str]]:
+        """What is wanted with what the text names as further conditions, and these in words.
+
+        Twice where that is not known of all that may answer: of those first of which it is.
+        """
         words = []
         given = {condition.partition("=")[0] for condition in wanted.where}
+        surely = wanted
         for key, values in named_in(text, (self._records[name] for name in source.index.volumes)):
-            further = replace(wanted, where=(*wanted.where, *(f"{key}={value}" for value in values)))
+            further = _where(wanted, key, values)
             if key not in given and self._is_possible(further, source):
                 wanted = further
+                surely = _where(surely, key, [value for value in values if value != UNKNOWN.get(key)])
                 words.append(f"{key.replace('_', ' ')} {' or '.join(value or 'unknown' for value in values)}")
-        return wanted, words
+        return ([surely, wanted] if surely != wanted and self._is_possible(surely, source) else [wanted]), words
 
     def _is_possible(self, wanted: Wanted, source: Part) -> bool:
         try:
@@ -375,6 +387,21 @@ class Searcher:
             message = f"{self._run} was trained on everyone in {self.store.path}: nobody is left to hold it against"
             raise RefusedError("E_SPLIT", message, hint="ask by a slice or volume of the store, or leave --run out")
         return ModelRows(self.model, held_out)
+
+
+def _where(wanted: Wanted, key: str, values: Iterable[str]) -> Wanted:
+    return replace(wanted, where=(*wanted.where, *(f"{key}={value}" for value in values)))
+
+
+def _followed_by(first: Answer, rest: Answer, wanted: Wanted) -> Answer:
+    """An answer, continued by those of another that it does not have yet."""
+
+    def place(hit: Hit) -> tuple[Any, ...]:
+        return (hit.volume,) if wanted.one_per_volume else (hit.volume, hit.plane, hit.slice)
+
+    known = {place(hit) for hit in first.results}
+    further = [hit for hit in rest.results if place(hit) not in known]
+    return Answer((*first.results, *further)[: wanted.top], tuple(dict.fromkeys((*first.notes, *rest.notes))))
 
 
 def person_of(index: StoreIndex, volume: int) -> tuple[str, str]:

@@ -103,10 +103,11 @@ def test_neither_the_engine_nor_the_tower_imports_torch(folder):
 NAMED = "the text names {}: only such slices may answer, unless a filter says otherwise"
 
 
-def test_a_text_is_answered_with_the_plane_body_part_and_modality_that_it_names(teacher, tmp_path):
-    path = tmp_path / "store"
+def embedded(teacher, path, *further):
+    """A store of two heads and further volumes, with rows at random and a teacher that encodes texts."""
     with Store(build(path), writable=True) as store:
-        store.commit_volume(record("v2", body_part="chest", modality="CT"), chunks(2))
+        for number, volume in enumerate(further, 2):
+            store.commit_volume(volume, chunks(number))
         name = teacher.fingerprint
         save_teacher(teacher, store.teacher_folder(name))
         for volume in store.volume_names():
@@ -118,8 +119,13 @@ def test_a_text_is_answered_with_the_plane_body_part_and_modality_that_it_names(
         facts = {"fingerprint": name, "spec": "embedded", "files": digests_of(store.teacher_folder(name))}
         store.commit_facts("teacher", name, facts)
         store.commit_current(teacher=name, captioner=CAPTIONER)
+    return path
+
+
+def test_a_text_is_answered_with_the_plane_body_part_and_modality_that_it_names(teacher, tmp_path):
+    path = embedded(teacher, tmp_path / "store", record("v2", body_part="chest", modality="CT"))
+    every = Wanted(top=100, one_per_volume=False)
     with Searcher(path, device="cpu") as searcher:
-        every = Wanted(top=100, one_per_volume=False)
         narrowed = searcher.by_text("coronal slice of the liver", every)
         assert {hit.plane for hit in narrowed.results} == {"coronal"}
         assert narrowed.notes[-1] == NAMED.format("plane coronal")
@@ -137,3 +143,23 @@ def test_a_text_is_answered_with_the_plane_body_part_and_modality_that_it_names(
         assert impossible.notes[-1] == NAMED.format("body part chest")
         image = searcher.by_vector(searcher.teacher.encode_images(np.zeros((1, 8, 8), np.uint8))[0])
         assert len(image.results) == 3
+
+
+def test_volumes_that_are_what_a_text_names_come_before_those_that_may_be(teacher, tmp_path):
+    unknown = (record(f"v{number}", body_part="", modality="unknown") for number in range(3, 9))
+    path = embedded(teacher, tmp_path / "store", record("v2", body_part="lung", modality="CT"), *unknown)
+    with Searcher(path, device="cpu") as searcher:
+        found = searcher.by_text("axial CT of the chest", Wanted(top=5))
+        assert found.results[0].volume == "v2", "whatever the scores"
+        assert {hit.volume for hit in found.results[1:]} <= {f"v{number}" for number in range(3, 9)}
+        scores = [hit.score for hit in found.results[1:]]
+        assert len(scores) == 4 and scores == sorted(scores, reverse=True)
+        named = "plane axial, body part lung or unknown, modality CT or unknown"
+        assert found.notes[-1] == NAMED.format(named).replace("answer,", "answer, known ones first,")
+        every = searcher.by_text("axial CT of the chest", Wanted(top=100, one_per_volume=False)).results
+        own = len(searcher.store.record("v2").valid_slices(0))
+        assert [hit.volume == "v2" for hit in every] == [True] * own + [False] * (len(every) - own)
+        assert len({(hit.volume, hit.slice) for hit in every}) == len(every)
+        filtered = searcher.by_text("the chest", Wanted(where=("modality=unknown",)))
+        assert "v2" not in {hit.volume for hit in filtered.results}, "no chest is left"
+        assert filtered.notes[-1] == NAMED.format("body part lung or unknown")
