@@ -2,7 +2,7 @@ import json
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy import ndimage
 
@@ -163,7 +163,6 @@ def pictures(draw):
     return image.clip(0, 255).astype(np.uint8)
 
 
-@settings(deadline=None)
 @given(
     pictures(), st.integers(0, 2), st.sampled_from([0.0, 0.7]),
     st.sampled_from([None, (-1000.0, 1000.0), (-160.0, 240.0), (0.0, 80.0)]),

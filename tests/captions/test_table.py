@@ -221,7 +221,7 @@ hostile = st.text(st.one_of(st.characters(codec="utf-8"), st.sampled_from(HOSTIL
 
 @pytest.mark.parametrize("kind", KINDS)
 @given(texts=st.lists(hostile, min_size=1, max_size=4))
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_any_text_comes_back_sanitised(tmp_path_factory, kind, texts):
     path = tmp_path_factory.mktemp("any") / f"t{kind}"
     rows = [{"volume": f"v{n}", "plane": "axial", "slice": n, "text": t, "source": ""} for n, t in enumerate(texts)]
@@ -238,7 +238,7 @@ def test_any_text_comes_back_sanitised(tmp_path_factory, kind, texts):
 
 
 @given(st.binary(max_size=200))
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 def test_any_bytes_are_read_or_refused(tmp_path_factory, payload):
     folder = tmp_path_factory.mktemp("bytes")
     for kind in KINDS:

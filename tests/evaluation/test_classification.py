@@ -2,7 +2,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from sklearn import metrics
 
@@ -53,7 +53,6 @@ def test_several_classes_give_scikit_learns_figures(steps):
     assert [one.specificity for one in scores.classes] == pytest.approx(expected)
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(st.sampled_from((0.0, 0.25, 0.3, 1.0)), st.booleans()), min_size=1, max_size=12))
 def test_auc_is_the_share_of_pairs_in_order_whatever_the_ties(cases):
     scores, positives = (np.array(column) for column in zip(*cases, strict=True))

@@ -48,7 +48,7 @@ def box(shape, *sides):
     return mask
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(
     data=st.data(),
     shape=array_shapes(min_dims=3, max_dims=3, min_side=1, max_side=6),

@@ -76,7 +76,7 @@ def test_draws_in_pieces_fill_every_mean(monkeypatch):
     assert bootstrap_mean(values, resamples=2_000)[1:] == pytest.approx(bootstrap_mean(values)[1:], abs=0.05)
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(st.lists(st.integers(-4, 4), min_size=1, max_size=9))
 def test_the_exact_test_counts_all_sign_patterns(differences):
     found = paired_difference(np.array(differences) / 10, np.zeros(len(differences)), resamples=10)

@@ -45,7 +45,7 @@ def outputs_and_gradients(predict, psat, tokens, plane, index):
 
 
 @pytest.mark.parametrize(("mode", "pooling", "num_layers"), FORMS)
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=5)
 @given(seed=st.integers(0, 2**31), b=st.integers(1, 2), n=st.integers(1, 5), k=st.integers(1, 3))
 def test_outputs_and_all_gradients_equal_the_literal_form(mode, pooling, num_layers, seed, b, n, k):
     psat = tiny_psat(seed, mode=mode, pooling=pooling, num_layers=num_layers)
@@ -61,7 +61,7 @@ AUTHOR = {"norm": "post", "activation": "relu", "mlp_dim": 3, "pooling": "query0
 
 
 @pytest.mark.parametrize("options", [AUTHOR, {**AUTHOR, "pooling": "mean"}, {"activation": "relu", "mlp_dim": 5}])
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=5)
 @given(seed=st.integers(0, 2**31), k=st.integers(1, 3))
 def test_layers_that_normalise_their_sums_equal_the_literal_form(options, seed, k):
     psat = tiny_psat(seed, **options)
@@ -119,7 +119,7 @@ def test_places_may_start_at_random():
     assert drawn.std().item() == pytest.approx(0.5, rel=0.05)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(seed=st.integers(0, 2**31), b=st.integers(1, 2), k=st.integers(1, 3), extent_mm=st.floats(5, 40))
 def test_places_in_mm_equal_the_literal_form_too(seed, b, k, extent_mm):
     psat = tiny_psat(seed, positions="mm", extent_mm=extent_mm)

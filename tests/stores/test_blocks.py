@@ -13,7 +13,7 @@ SHAPES = st.tuples(st.integers(0, 5), st.integers(1, 3), st.integers(1, 9))
 ROWS = SHAPES.flatmap(lambda shape: hnp.arrays(np.float16, shape))
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(rows=ROWS)
 def test_a_block_reads_back_and_its_sums_are_those_of_the_format(rows):
     payload = encode_block(rows, KEY)
@@ -25,7 +25,7 @@ def test_a_block_reads_back_and_its_sums_are_those_of_the_format(rows):
         assert int.from_bytes(stored, "little") == row_sum(row.tobytes(), KEY, rank)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(rows=ROWS.filter(lambda rows: rows.size), data=st.data())
 def test_any_flipped_bit_of_a_row_is_an_error_that_names_the_row(rows, data):
     payload = bytearray(encode_block(rows, KEY))

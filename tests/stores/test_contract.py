@@ -40,9 +40,7 @@ class TestUncompressed(StoreContract):
 
 @pytest.mark.slow
 class TestMachine(StoreMachine.TestCase):
-    settings = settings(
-        max_examples=25, stateful_step_count=12, deadline=None, suppress_health_check=list(HealthCheck)
-    )
+    settings = settings(max_examples=25, stateful_step_count=12, suppress_health_check=list(HealthCheck))
 
 
 def build(path):

@@ -17,7 +17,7 @@ def rotation(seed):
     return matrix
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.integers(0, 10_000), st.tuples(*[st.floats(0.2, 20)] * 3))
 def test_the_orientation_of_an_oblique_scan_is_that_of_its_directions(seed, spacing):
     directions = rotation(seed)

@@ -4,7 +4,7 @@ import io
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from stores import index
@@ -32,7 +32,6 @@ def records(count):
     ]
 
 
-@settings(deadline=None)
 @given(NAMES, st.data())
 def test_packed_names_are_the_names(names, data):
     chosen = data.draw(st.lists(st.sampled_from(range(len(names))), max_size=8)) if names else []

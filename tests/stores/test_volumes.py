@@ -18,7 +18,7 @@ def store(tmp_path_factory, request):
     return VolumeStore.create(tmp_path_factory.mktemp("volumes") / "v.zarr", RECIPE, LAYOUTS[request.param])
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     cube=hnp.arrays(np.float16, (8, 8, 8), elements=st.floats(0, 1, width=16)),
     label=hnp.arrays(np.uint8, (8, 8, 8)),
@@ -32,7 +32,7 @@ def test_own_reader_and_zarr_python_give_the_same_bytes(store, cube, label, slot
         np.testing.assert_array_equal(group[name][slot], part)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(
     cube=hnp.arrays(np.float16, (8, 8, 8), elements=st.floats(0, 1, width=16)),
     label=hnp.arrays(np.uint8, (8, 8, 8)),

@@ -36,7 +36,7 @@ def test_a_patch_lies_where_it_is_in_the_picture(embedded):
     assert change[:3, 4:].mean() > 3 * change[3:, :4].mean()
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(seed=st.integers(0, 2**31), width=st.integers(3, 12))
 def test_projection_is_that_of_the_singular_value_decomposition(seed, width):
     generator = torch.Generator().manual_seed(seed)

@@ -18,7 +18,7 @@ def blocks(seed=0, batch=3):
     return torch.from_numpy(labels)[:, None].float() / 4, torch.from_numpy(labels)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(0, 99), st.integers(0, 99), st.sets(st.sampled_from("xyz")))
 def test_flips_move_image_and_label_map_alike(seed, epoch, axes):
     volumes, labels = blocks(seed)
@@ -45,7 +45,7 @@ def test_each_axis_is_mirrored_half_of_the_time():
     assert set(only_x.flatten(1).argmax(dim=1).tolist()) == {0, 4}, "x is the first axis"
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.integers(0, 99), st.integers(0, 99))
 def test_warps_move_image_and_label_map_alike(seed, epoch):
     random = np.random.default_rng(seed)

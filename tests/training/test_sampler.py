@@ -26,7 +26,7 @@ def draws(sampler, start, sizes):
     return np.concatenate(parts)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=8), st.integers(0, 60), st.integers(0, 3))
 def test_the_sequence_does_not_depend_on_where_it_is_cut(sizes, start, seed):
     whole = draws(PlaneSliceSampler(INDEX, slices_per_volume=4, seed=seed), 0, [start + sum(sizes)])
@@ -80,7 +80,7 @@ def test_keyed_numbers_agree_with_the_literal_form(key):
     assert float(keyed_uniform(*key)) == splitmix64_uniform(key)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(world=st.sampled_from([1, 2, 3, 4, 6]), start=st.integers(0, 40), seed=st.integers(0, 3))
 def test_any_number_of_processes_sees_the_same_sequence(world, start, seed):
     sampler = PlaneSliceSampler(INDEX, slices_per_volume=4, seed=seed)
@@ -119,7 +119,7 @@ def valid_slices():
     return [tuple(map(int, place)) for place in np.argwhere(bits)]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     st.dictionaries(
         st.sampled_from(valid_slices()), st.sampled_from([0.0, 0.01, 0.25, 0.5, 1.0, 3.0]), max_size=60

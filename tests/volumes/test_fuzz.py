@@ -24,9 +24,7 @@ from tests.phantoms import head, write_scan
 
 SEEDS = ("a.nii", "a.nii.gz", "a.nrrd", "a.mha", "a.mgh", "a.npy", "a.dcm")
 EXAMPLES = int(os.environ.get("M3DI_FUZZ", "60"))
-fuzzed = settings(
-    max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], database=None
-)
+fuzzed = settings(max_examples=EXAMPLES, suppress_health_check=[HealthCheck.function_scoped_fixture], database=None)
 numbers = st.sampled_from([0, 1, 0x7F, 0x80, 0xFF, 0x7FFF, 0x8000, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF])
 reals = st.sampled_from([0.0, -1.0, 1e-38, 3e38, float("inf"), float("nan")])
 words = st.sampled_from(

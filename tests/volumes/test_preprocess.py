@@ -42,7 +42,7 @@ def reoriented(array, affine, axes, flips):
     return np.ascontiguousarray(moved), Geometry(moved.shape, affine @ matrix)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     axes=st.sampled_from(list(permutations(range(3)))),
     flips=st.sampled_from(FLIPS),
@@ -62,7 +62,7 @@ def test_reoriented_copies_of_a_scan_give_equal_cubes(axes, flips, spacing, shap
     np.testing.assert_allclose(cube.chain.cube.affine, plain.chain.cube.affine, atol=1e-9)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(size=st.integers(2, 30), spacing=st.floats(0.3, 8), longest=st.floats(1, 4), count=st.integers(3, 40))
 def test_one_axis_agrees_with_the_literal_form(size, spacing, longest, count):
     values = np.random.default_rng(size).random(size).astype(np.float32)
@@ -219,7 +219,7 @@ def test_borders_of_thick_structures_do_not_move():
     np.testing.assert_array_equal(make_label_cube(label, chain) == 3, share > 0.5 + 1e-6)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     axes=st.sampled_from(list(permutations(range(3)))),
     flips=st.sampled_from(FLIPS),

@@ -38,7 +38,7 @@ def sparse_cubes(seed, count):
 
 
 @given(st.integers(0, 99), st.tuples(edges, edges, edges), st.tuples(edges, edges))
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 def test_the_loss_is_the_literal_loop_over_patches(seed, token_grid, patch_grid):
     random = np.random.default_rng(seed)
     planes, slices = torch.from_numpy(random.integers(0, 3, (2, 3))), torch.from_numpy(random.integers(0, J, (2, 3)))
@@ -55,7 +55,7 @@ def test_the_loss_is_the_literal_loop_over_patches(seed, token_grid, patch_grid)
 
 
 @given(st.integers(0, 99), st.tuples(edges, edges, edges))
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 def test_interpolation_is_that_of_grid_sample(seed, token_grid):
     tokens = numbers(seed, 2, 3, *token_grid)
     places = torch.from_numpy(np.random.default_rng(seed).uniform(0, 1, (2, 7, 3)))
@@ -65,7 +65,7 @@ def test_interpolation_is_that_of_grid_sample(seed, token_grid):
 
 
 @given(st.integers(0, 99), st.tuples(edges, edges))
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 def test_patches_that_show_something_are_the_literal_ones(seed, grid):
     random = np.random.default_rng(seed)
     planes, slices = torch.from_numpy(random.integers(0, 3, (1, 4))), torch.from_numpy(random.integers(0, J, (1, 4)))

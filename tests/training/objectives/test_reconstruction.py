@@ -14,7 +14,7 @@ def numbers(seed, *shape):
 
 
 @given(st.integers(0, 99), st.tuples(edges, edges, edges), edges)
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 def test_every_voxel_is_predicted_by_the_token_of_its_block(seed, grid, stride):
     with torch.random.fork_rng():
         torch.manual_seed(seed)

@@ -11,7 +11,7 @@ from tests.training.objectives.rows import embeddings, same_group
 
 
 @given(st.integers(0, 99), st.integers(1, 7), st.floats(0, 3), st.floats(-10, 2))
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 def test_sigmoid_loss_is_the_literal_sum(seed, s, logit_scale, bias):
     loss = SigmoidLoss().double()
     torch.nn.init.constant_(loss.logit_scale, logit_scale)

@@ -10,7 +10,7 @@ from tests.training.objectives.rows import embeddings, same_group
 
 
 @given(st.integers(0, 99), st.lists(st.integers(0, 3), min_size=1, max_size=7), st.floats(0, 1), st.floats(0.02, 2))
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 def test_soft_info_nce_is_the_literal_sum(seed, groups, share, temperature):
     predictions, targets = embeddings(seed, len(groups)), embeddings(seed + 1, len(groups))
     duplicate = same_group(groups)

@@ -20,7 +20,7 @@ amounts = {"regularisation": st.floats(0.02, 2), "mass": st.floats(0.1, 1), "ite
 
 
 @given(st.integers(0, 99), sizes, sizes, st.fixed_dictionaries(amounts))
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_every_iteration_is_the_literal_one(seed, rows, columns, options):
     cost = costs(seed, rows, columns)
     plan = partial_plan(torch.from_numpy(cost), **options).numpy()
@@ -40,7 +40,7 @@ def test_the_plan_is_that_of_pot(regularisation, mass, iterations):
 
 
 @given(st.integers(0, 99), sizes, sizes)
-@settings(deadline=None, max_examples=15)
+@settings(max_examples=15)
 def test_a_plan_keeps_its_bounds(seed, rows, columns):
     cost = torch.from_numpy(costs(seed, rows, columns))
     plan = partial_plan(cost, regularisation=0.3, mass=0.95, iterations=300)
