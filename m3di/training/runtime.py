@@ -19,6 +19,7 @@ from stores.locking import only_holder
 METRICS: Final = "metrics.jsonl"
 LOCK: Final = "run.lock"
 PRETRAINING_HINT: Final = "raise pretrain.accumulation, or set pretrain.gradient_checkpointing=true; then --resume"
+CPU_ALLOCATOR: Final = "alloc_cpu"  # in its errors of memory, whose text at times ends right after it
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
 
@@ -92,7 +93,7 @@ def memory_named(hint: str = PRETRAINING_HINT) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+        if not isinstance(error, torch.OutOfMemoryError) and CPU_ALLOCATOR not in str(error):
             raise
         raise ResourceError("E_MEMORY", str(error).splitlines()[0], hint=hint) from error
 

@@ -257,6 +257,8 @@ def test_memory_that_runs_out_is_named():
     with pytest.raises(ResourceError, match="E_MEMORY") as told, memory_named():
         torch.empty(1 << 46)
     assert told.value.exit_code == 5
+    with pytest.raises(ResourceError, match="E_MEMORY"), memory_named():
+        raise RuntimeError("[enforce fail at alloc_cpu.cpp:")  # all that is left of it after some other libraries
     with pytest.raises(RuntimeError, match="shape"), memory_named():
         torch.zeros(2, 3) @ torch.zeros(2, 3)
 
