@@ -79,6 +79,10 @@ def test_slices_that_an_audit_bars_are_never_drawn(tmp_path, monkeypatch):
     (warning,) = (facts for event, facts in told if event == "warning")
     assert warning["code"] == "W_FEW_SLICES"
     assert re.match(r"3 of 3 volumes have fewer than 3 slices to draw \(v\d has 2\)", warning["message"])
+    none = audited(path, tmp_path / "none.jsonl", change=lambda row: row | {"weight": 0})
+    with pytest.raises(RefusedError, match=r"E_CONFIG volume v\d has no slice to draw"):
+        train(path, tmp_path / "refused", f"pretrain.slice_weights={none}")
+    assert not (tmp_path / "refused").exists()
 
 
 def test_an_audit_that_finds_nothing_leaves_the_run_as_it_was(store, tmp_path):
