@@ -94,7 +94,7 @@ def findings_of(grid: Grid, table: Table, records: Mapping[str, Record]) -> Find
     cells = grid.cells([table])
     finished = [records[name] for name in cells if name in records]
     published = published_table(table.name)
-    blocks = [_comparison_block(rows)]
+    blocks = [_comparison_block(rows), _class_block(rows)]
     if table.shape in ("methods", "arms"):
         blocks.insert(0, _paper_block(table, rows, published))
     if table.shape == "arms":
@@ -120,15 +120,30 @@ def _comparison_block(rows: Sequence[Row]) -> Block:
                "Pretrained", "Difference", "p")  # fmt: skip
     lines = []
     for row in rows:
-        metrics = {row.metric.capitalize(): row.main}
-        metrics |= {"AUC": row.columns["AUC"]} if row.metric == "accuracy" else {}
-        for name, measure in metrics.items():
-            lines.append((
-                row.target.title, _method(row), f"{100 * row.comparison.label_fraction:g}%", row.arm_title or NONE,
-                name, str(len(row.seeds)), str(row.test_cases), _interval(measure.scratch),
-                _interval(measure.pretrained), _difference(measure.gain), _p_value(measure.gain),
-            ))  # fmt: skip
+        for name, measure in {row.metric.capitalize(): row.main, **row.others}.items():
+            lines.append((*_compared(row), name, str(len(row.seeds)), str(row.test_cases), *_measured(measure)))
     return Block("Comparisons", columns, tuple(lines))
+
+
+def _class_block(rows: Sequence[Row]) -> Block:
+    """Every structure or class by itself, with the number of test cases that show it."""
+    columns = ("Dataset", "Network", "Labels", "Pretraining", "Class", "Metric", "Test cases", "Scratch",
+               "Pretrained", "Difference", "p")  # fmt: skip
+    lines = [
+        (*_compared(row), name, row.class_metric.capitalize(), str(measure.num_cases), *_measured(measure))
+        for row in rows
+        for name, measure in row.classes.items()
+    ]
+    return Block("By class", columns, tuple(lines))
+
+
+def _compared(row: Row) -> tuple[str, ...]:
+    return row.target.title, _method(row), f"{100 * row.comparison.label_fraction:g}%", row.arm_title or NONE
+
+
+def _measured(measure: Measure) -> tuple[str, ...]:
+    sides = _interval(measure.scratch), _interval(measure.pretrained)
+    return *sides, _difference(measure.gain), _p_value(measure.gain)
 
 
 def _paper_block(table: Table, rows: Sequence[Row], published: Published | None) -> Block:
@@ -198,11 +213,12 @@ def _gains(rows: Mapping[str, Row], headings: Mapping[str, Sequence[str]]) -> li
 def _headings(row: Row) -> list[str]:
     if row.metric == "accuracy":
         return ["Accuracy", "AUC"]
-    return [*row.columns, "Avg."] if len(row.columns) > 1 else list(row.columns)
+    return [*row.classes, "Avg."] if len(row.classes) > 1 else list(row.classes)
 
 
 def _by_heading(row: Row, heading: str) -> Measure:
-    return row.main if heading in ("Avg.", "Accuracy") else row.columns.get(heading, Measure())
+    measures = {**row.classes, **row.others, "Avg.": row.main, "Accuracy": row.main}
+    return measures.get(heading, Measure())
 
 
 def _side(measure: Measure, *, pretrained: bool) -> Summary | None:

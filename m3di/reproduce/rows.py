@@ -10,12 +10,14 @@ from m3di.reproduce.records import Record
 from m3di.reproduce.scores import (
     Measure,
     Runs,
-    Summary,
+    auc,
+    balanced_accuracy,
     compare,
-    compare_auc,
+    compare_statistic,
     dice_of,
     is_right,
     mean_dice,
+    recall_of,
     runs_of,
     subjects_of,
 )
@@ -36,7 +38,8 @@ class Row:
         seeds: Those that all numbers are from.
         test_cases: Test cases.
         main: Dice averaged over structures, or accuracy.
-        columns: Further metrics by heading: Dice of each structure, or AUC.
+        others: Further metrics by heading: of a classification, its AUC and balanced accuracy.
+        classes: By heading: Dice of each structure, or recall of each class.
         retrieval: Of the pretraining on held-out slices, averaged over seeds; empty from scratch.
         used: The records that the numbers are from.
     """
@@ -49,7 +52,8 @@ class Row:
     seeds: tuple[int, ...]
     test_cases: int
     main: Measure
-    columns: Mapping[str, Measure] = field(default_factory=dict)
+    others: Mapping[str, Measure] = field(default_factory=dict)
+    classes: Mapping[str, Measure] = field(default_factory=dict)
     retrieval: Mapping[str, float] = field(default_factory=dict)
     used: tuple[Record, ...] = ()
 
@@ -58,9 +62,15 @@ class Row:
         """Name of the main metric."""
         return "dice" if self.target.kind == "segmentation" else "accuracy"
 
+    @property
+    def class_metric(self) -> str:
+        """Name of the metric of each class."""
+        return "dice" if self.target.kind == "segmentation" else "recall"
+
     def to_dict(self) -> dict[str, Any]:
         """As JSON-ready values: scores from 0 to 1, gains in points."""
-        extra = {} if self.metric == "dice" else _measure("auc", self.columns["AUC"], gain="gain_auc_")
+        keys = {heading: heading.lower().replace(" ", "_") for heading in self.others}
+        others = [_measure(key, self.others[heading], gain=f"gain_{key}_") for heading, key in keys.items()]
         return {
             "dataset": self.target.name,
             "network": self.network.name + (" linear probe" if self.comparison.probe else ""),
@@ -68,18 +78,16 @@ class Row:
             "pretraining": self.arm,
             "seeds": list(self.seeds),
             **_measure(self.metric, self.main, gain="gain_"),
-            "p_value": _rounded(self.main.gain.p_value if self.main.gain else None),
+            "p_value": _p_value(self.main),
             "test_cases": self.test_cases,
-            **extra,
-            **({"structures": self._structures()} if self.metric == "dice" else {}),
+            **{name: value for other in others for name, value in other.items()},
+            "classes": {name: self._class(measure) for name, measure in self.classes.items()},
             **({"retrieval": {k: _rounded(v) for k, v in self.retrieval.items()}} if self.retrieval else {}),
         }
 
-    def _structures(self) -> dict[str, dict[str, float | None]]:
-        return {
-            name: {"scratch_dice": _mean(one.scratch), "pretrained_dice": _mean(one.pretrained)}
-            for name, one in self.columns.items()
-        }
+    def _class(self, measure: Measure) -> dict[str, float | None]:
+        found = _measure(self.class_metric, measure, gain="gain_")
+        return {**found, "p_value": _p_value(measure), "test_cases": measure.num_cases}
 
 
 def rows_of(grid: Grid, table: Table, records: Mapping[str, Record]) -> list[Row]:
@@ -105,13 +113,13 @@ def _row(grid: Grid, comparison: Comparison, arm: str, records: Mapping[str, Rec
     subjects = subjects_of(used)
     sides = [runs_of(list(side.values()), list(subjects)) if side else None for side in (first, second)]
     target = programme.targets[comparison.target]
-    main, columns = _measures(target, sides[0], sides[1], list(subjects.values()), used)
+    main, others, classes = _measures(target, sides[0], sides[1], list(subjects.values()), used)
     pretrained = [grid.pretraining(comparison, arm, seed) for seed in second]
     teachers = [records[cell.name] for cell in pretrained if cell is not None and cell.name in records]
     return Row(
         comparison, target, programme.networks[comparison.network], arm,
         "" if arm == SCRATCH else programme.arms[arm].title,
-        tuple(sorted(first.keys() | second.keys())), len(subjects), main, columns, _retrieval(teachers),
+        tuple(sorted(first.keys() | second.keys())), len(subjects), main, others, classes, _retrieval(teachers),
         (*used, *teachers),
     )  # fmt: skip
 
@@ -123,16 +131,19 @@ def _finished(grid: Grid, comparison: Comparison, arm: str, records: Mapping[str
 
 def _measures(
     target: Target, scratch: Runs | None, pretrained: Runs | None, subjects: Sequence[str], used: Sequence[Record]
-) -> tuple[Measure, dict[str, Measure]]:  # fmt: skip
-    if target.kind == "classification":
-        main = compare(scratch, pretrained, is_right, subjects)
-        return main, {"AUC": compare_auc(scratch, pretrained, subjects)}
-    headings = target.columns or {name: name for name in used[0].result["classes"]}
-    columns = {
-        heading: compare(scratch, pretrained, dice_of(name), subjects)
-        for name, heading in headings.items()
-    }  # fmt: skip
-    return compare(scratch, pretrained, mean_dice, subjects), columns
+) -> tuple[Measure, dict[str, Measure], dict[str, Measure]]:  # fmt: skip
+    """The main metric, others by heading, and that of each class by heading."""
+    names = used[0].result["classes"]
+    if target.kind == "segmentation":
+        headings = target.columns or {name: name for name in names}
+        main, statistics = mean_dice, {}
+        scores = {heading: dice_of(name) for name, heading in headings.items()}
+    else:
+        main, statistics = is_right, {"AUC": auc, "Balanced accuracy": balanced_accuracy}
+        scores = {name: recall_of(number) for number, name in enumerate(names)}
+    others = {name: compare_statistic(scratch, pretrained, one, subjects) for name, one in statistics.items()}
+    classes = {name: compare(scratch, pretrained, score, subjects) for name, score in scores.items()}
+    return compare(scratch, pretrained, main, subjects), others, classes
 
 
 def _retrieval(pretrainings: Sequence[Record]) -> dict[str, float]:
@@ -166,8 +177,8 @@ def _measure(metric: str, measure: Measure, *, gain: str) -> dict[str, float | N
     return {name: _rounded(value) for name, value in found.items()}
 
 
-def _mean(summary: Summary | None) -> float | None:
-    return None if summary is None else _rounded(summary.interval.mean)
+def _p_value(measure: Measure) -> float | None:
+    return None if measure.gain is None else _rounded(measure.gain.p_value)
 
 
 def _rounded(value: float | None) -> float | None:

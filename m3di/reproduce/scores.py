@@ -20,7 +20,9 @@ from m3di.evaluation.statistics import (
 from m3di.reproduce.records import Record
 
 Floats = npt.NDArray[np.float64]
+Classes = npt.NDArray[np.int64]
 Case = Mapping[str, Any]
+Statistic = Callable[[Floats, Classes], float]  # of (n, c) probabilities and (n,) true classes
 
 PERCENT: Final = 100.0
 
@@ -63,11 +65,13 @@ class Measure:
         scratch: Of the first; None where it is not there.
         pretrained: Of the second; None where it is not there.
         gain: Their difference; None where one is missing.
+        num_cases: Test cases that have a score.
     """
 
     scratch: Summary | None = None
     pretrained: Summary | None = None
     gain: Gain | None = None
+    num_cases: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,23 +121,42 @@ def compare(
     if first is not None and second is not None:
         found = paired_difference(second.cases, first.cases, subjects)
         gain = Gain(PERCENT * found.mean, PERCENT * found.low, PERCENT * found.high, found.p_value)
-    return Measure(_summary(first, subjects), _summary(second, subjects), gain)
+    num_cases = max(0 if side is None else int((~np.isnan(side.cases)).sum()) for side in (first, second))
+    return Measure(_summary(first, subjects), _summary(second, subjects), gain, num_cases)
 
 
-def compare_auc(scratch: Runs | None, pretrained: Runs | None, subjects: Sequence[str]) -> Measure:
-    """Compare the area under the ROC curve, averaged over seeds; subjects are resampled for both at once."""
+def compare_statistic(
+    scratch: Runs | None, pretrained: Runs | None, statistic: Statistic, subjects: Sequence[str]
+) -> Measure:  # fmt: skip
+    """Compare what only a set of cases has, such as AUC, over seeds; subjects are resampled for both at once."""
     sides = [None if runs is None else _ranked(runs) for runs in (scratch, pretrained)]
     known = [side for side in sides if side is not None]
 
     def statistics(indices: npt.NDArray[np.int64]) -> list[float]:
-        means = [float(np.mean([_auc(table[indices], targets[indices]) for table, targets in one])) for one in known]
+        means = [
+            float(np.mean([statistic(table[indices], targets[indices]) for table, targets in one])) for one in known
+        ]
         return [*means, means[1] - means[0]] if len(known) == 2 else means
 
     intervals = bootstrap_statistics(statistics, subjects)
     found = iter(intervals)
-    summaries = [None if side is None else Summary(next(found), _spread(side)) for side in sides]
+    summaries = [None if side is None else Summary(next(found), _spread(side, statistic)) for side in sides]
     gain = Gain(*(PERCENT * value for value in intervals[2])) if len(known) == 2 else None
-    return Measure(summaries[0], summaries[1], gain)
+    return Measure(summaries[0], summaries[1], gain, len(subjects))
+
+
+def auc(probabilities: Floats, targets: Classes) -> float:
+    """Area under the ROC curve: of class 1 of two, else the mean of one against the rest over those with cases."""
+    classes = [1] if probabilities.shape[1] == 2 else range(probabilities.shape[1])
+    areas = [area_under_roc(probabilities[:, one], targets == one) for one in classes]
+    known = [area for area in areas if not math.isnan(area)]
+    return sum(known) / len(known) if known else math.nan
+
+
+def balanced_accuracy(probabilities: Floats, targets: Classes) -> float:
+    """Mean recall over the classes that have cases."""
+    is_found = probabilities.argmax(axis=1) == targets
+    return float(np.mean([is_found[targets == one].mean() for one in np.unique(targets)]))
 
 
 def mean_dice(case: Case) -> float:
@@ -152,11 +175,16 @@ def is_right(case: Case) -> float:
     return float(int(np.argmax(case["probabilities"])) == case["target"])
 
 
+def recall_of(number: int) -> Callable[[Case], float]:
+    """Whether a test case of one class is taken for it; NaN for the other cases."""
+    return lambda case: is_right(case) if case["target"] == number else math.nan
+
+
 def _summary(seeds: SeedScores | None, subjects: Sequence[str]) -> Summary | None:
     return None if seeds is None else Summary(bootstrap_mean(seeds.cases, subjects), seeds.spread)
 
 
-def _ranked(runs: Runs) -> list[tuple[Floats, npt.NDArray[np.int64]]]:
+def _ranked(runs: Runs) -> list[tuple[Floats, Classes]]:
     """(n, c) probabilities and (n,) classes of every seed, in the order of the test cases."""
     found = []
     for result in runs.results:
@@ -167,14 +195,6 @@ def _ranked(runs: Runs) -> list[tuple[Floats, npt.NDArray[np.int64]]]:
     return found
 
 
-def _auc(probabilities: Floats, targets: npt.NDArray[np.int64]) -> float:
-    """Of class 1 with two classes, else the mean of one against the rest over those that have cases."""
-    classes = [1] if probabilities.shape[1] == 2 else range(probabilities.shape[1])
-    areas = [area_under_roc(probabilities[:, one], targets == one) for one in classes]
-    known = [area for area in areas if not math.isnan(area)]
-    return sum(known) / len(known) if known else math.nan
-
-
-def _spread(side: Sequence[tuple[Floats, npt.NDArray[np.int64]]]) -> float:
-    areas = [_auc(*one) for one in side]
-    return float(np.std(areas, ddof=1)) if len(areas) > 1 else math.nan
+def _spread(side: Sequence[tuple[Floats, Classes]], statistic: Statistic) -> float:
+    values = [statistic(*one) for one in side]
+    return float(np.std(values, ddof=1)) if len(values) > 1 else math.nan

@@ -26,7 +26,9 @@ def test_a_row_holds_means_over_cases_and_seeds_and_the_paired_gain_in_points():
     assert (row["gain_dice"], row["gain_low"], row["gain_high"]) == (3.0, 3.0, 3.0), "each case gains 3 points"
     assert row["p_value"] == 0.25, "of 2^2 sign patterns of three cases one is as far from 0"
     assert row["scratch_dice_spread"] == round(0.1 / math.sqrt(2), 6), "seeds at 0.6 and 0.7"
-    assert row["structures"]["Myocardium"] == {"scratch_dice": 0.65, "pretrained_dice": 0.68}
+    myocardium = row["classes"]["Myocardium"]
+    assert (myocardium["scratch_dice"], myocardium["pretrained_dice"], myocardium["gain_dice"]) == (0.65, 0.68, 3.0)
+    assert (myocardium["scratch_dice_low"], myocardium["scratch_dice_high"]) == (0.55, 0.75)
     assert row["retrieval"]["image_recall_at_10"] == 0.6, "0.5 and 0.7"
 
 
@@ -54,7 +56,9 @@ def test_a_structure_that_a_case_lacks_is_left_out_of_its_mean():
     main.result["cases"][0]["dice"]["label 2"] = 0.9
     (row,) = rows(Table("t", "T", "methods", (ONE_SEED,)), {one.name: one for one in (scratch, main)})
     assert row["pretrained_dice"] == 0.7, "(0.9 + 0.5) / 2 and 0.7"
-    assert row["structures"]["RV"]["pretrained_dice"] == 0.7, "of the other case"
+    right, left = (row["classes"][name] for name in ("RV", "LV"))
+    assert (right["pretrained_dice"], right["gain_dice"]) == (0.7, 0.0), "of the other case"
+    assert (right["test_cases"], left["test_cases"]) == (2, 2)
 
 
 def test_accuracy_and_auc_are_paired_too():
@@ -66,6 +70,22 @@ def test_accuracy_and_auc_are_paired_too():
     assert (row["scratch_auc"], row["pretrained_auc"], row["gain_auc"]) == (0.5, 0.75, 25.0), "2 and 3 of 4 pairs"
     assert row["gain_low"] <= 25 <= row["gain_high"]
     assert row["gain_auc_low"] <= 25 <= row["gain_auc_high"]
+
+
+def test_recall_of_each_class_and_balanced_accuracy_show_what_accuracy_hides():
+    table = Table("table2", "Classification", "methods", (CLASSES,))
+    scratch = classified("acdc-diagnosis-vit-100pct-scratch-seed0", (0, 0.1), (0, 0.2), (0, 0.3), (1, 0.4))
+    main = classified("acdc-diagnosis-vit-100pct-main-seed0", (0, 0.1), (0, 0.6), (0, 0.7), (1, 0.9))
+    (row,) = rows(table, {one.name: one for one in (scratch, main)})
+    assert (row["scratch_accuracy"], row["pretrained_accuracy"]) == (0.75, 0.5)
+    assert (row["scratch_balanced_accuracy"], row["pretrained_balanced_accuracy"]) == (0.5, 0.666667)
+    assert row["gain_balanced_accuracy"] == 16.666667
+    no, yes = (row["classes"][name] for name in ("no", "yes"))
+    assert (no["scratch_recall"], no["pretrained_recall"], no["test_cases"]) == (1.0, 0.333333, 3)
+    assert (yes["scratch_recall"], yes["pretrained_recall"], yes["test_cases"]) == (0.0, 1.0, 1)
+    assert (no["gain_low"], no["gain_high"]) == (-100.0, 0.0)
+    assert yes["gain_recall"] == 100.0
+    assert math.isnan(yes["gain_low"]), "one case has no interval"
 
 
 def test_an_ablation_holds_each_arm_against_scratch_with_its_retrieval():
@@ -171,6 +191,12 @@ Scale `small`, 7 of 7 cells.
 | Dataset | Network | Labels | Pretraining | Metric | Seeds | Test cases | Scratch | Pretrained | Difference | p |
 | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |
 | ACDC | ViT | 20% | main recipe | Dice | 2 | 3 | 65.0 [55.0, 75.0] | 68.0 [58.0, 78.0] | +3.0 [+3.0, +3.0] | 0.25 |
+
+## By class
+
+| Dataset | Network | Labels | Pretraining | Class | Metric | Test cases | Scratch | Pretrained | Difference | p |
+| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |
+| ACDC | ViT | 20% | main recipe | RV | Dice | 3 | 65.0 [55.0, 75.0] | 68.0 [58.0, 78.0] | +3.0 [+3.0, +3.0] | 0.25 |
 """
 LATEX = r"""
 \begin{table}

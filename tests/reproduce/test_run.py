@@ -161,6 +161,28 @@ def test_what_the_readme_shows_comes_from_the_finished_cells(tmp_path):
         for metric, ends in (("accuracy", "gain"), ("auc", "gain_auc")):
             means = f"{100 * row[f'scratch_{metric}']:.1f} / {100 * row[f'pretrained_{metric}']:.1f}%"
             assert f"| {means} | {difference(row, metric, ends)}" in shown
+    flowing = " ".join(shown.split())
+    probe = only(classified, dataset="adrenal", network="vit linear probe")
+    recalls = [
+        f"{100 * probe['classes'][name][f'{side}_recall']:.1f}"
+        for name in ("hyperplasia", "normal")
+        for side in ("scratch", "pretrained")
+    ]
+    assert "recall of hyperplasia goes from {} to {}%, of normal from {} to {}%".format(*recalls) in flowing
+    assert difference(probe, "balanced_accuracy", "gain_balanced_accuracy") in shown
+    few = only(segmented, dataset="hippocampus", network="vit", label_fraction=0.2)
+    assert "(20% of the labels: {} against {})".format(*class_gains(few, "Posterior", "Anterior")) in flowing
+    hearts = class_gains(only(segmented, dataset="acdc", network="setr_mla"), "RV", "Myocardium", "LV")
+    assert "(right ventricle {}, myocardium {}, left ventricle {})".format(*hearts) in flowing
+
+
+def only(rows, **facts):
+    (row,) = [row for row in rows if facts.items() <= row.items()]
+    return row
+
+
+def class_gains(row, *names):
+    return [f"{row['classes'][name]['gain_dice']:+.1f}" for name in names]
 
 
 def difference(row, metric="dice", ends="gain"):
