@@ -71,7 +71,8 @@ def run(arguments: list[str]) -> int:
 def _explain(error: Exception, output: Output) -> int:
     """Tell wrong usage and a clean stop on a signal, which are told by their attributes, from a bug."""
     if hasattr(error, "format_message"):  # typer's usage errors are click's, or its own copy of them, by version
-        output.error(f"E_CONFIG {error.format_message()}", "m3di --help lists the commands and options")
+        command = getattr(getattr(error, "ctx", None), "command_path", None) or "m3di"
+        output.error(f"E_CONFIG {error.format_message()}", f"{command} --help lists what it takes")
         return 2
     if hasattr(error, "exit_code"):  # m3di.signals.Interrupted
         output.error(str(error), "run the same command again to continue")

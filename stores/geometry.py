@@ -204,6 +204,21 @@ class CubeChain:
         return view.transpose(np.argsort(self.axes))
 
 
+def place_within(slices: npt.ArrayLike, start: npt.ArrayLike, stop: npt.ArrayLike) -> npt.NDArray[np.float64]:
+    """Where slices lie within `CubeChain.inside` along their plane's normal.
+
+    Args:
+        slices: Positions in the cube.
+        start: Start of the range of cube indices within the scan, of each slice.
+        stop: Its stop.
+
+    Returns:
+        0 for the inferior, posterior or left end, 1 for the other.
+    """
+    first, last = np.asarray(start, np.float64), np.asarray(stop, np.float64)
+    return np.clip((np.asarray(slices) - first + 0.5) / (last - first), 0, 1)
+
+
 def _nearest_axes(affine: Affine) -> tuple[tuple[int, ...], tuple[float, ...]]:
     """Match each array axis with the RAS axis it runs along, jointly, and give its sign."""
     directions = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)

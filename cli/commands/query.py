@@ -38,7 +38,9 @@ def query(
     ] = True,
     where: Annotated[
         list[str] | None,
-        typer.Option(metavar="KEY=VALUE", help="modality, dataset, body_part, subject, sequence, volume, plane"),
+        typer.Option(
+            metavar="KEY=VALUE", help="modality, dataset, body_part, subject, sequence, volume, plane, place"
+        ),
     ] = None,
     against: Annotated[str, typer.Option(help="hold a text against captions or images")] = "captions",
     approximate: Annotated[

@@ -25,6 +25,7 @@ SOURCES: Final = {
 _NAME: Final = re.compile(r"(?!.*\d{3})[A-Za-z0-9 _(),+'-]{0,60}")
 _SEQUENCE: Final = re.compile(r"(?!.*\d{3})[A-Za-z0-9]{0,12}")
 SIDES: Final = ("", "left", "right", "both")
+ENDS: Final = (("lower", "upper"), ("back", "front"), ("left", "right"))  # by plane, where `position` is 0 and 1
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from typing import Any, Final
 import numpy as np
 from jaxtyping import UInt8
 
-from m3di.captions.captioner import ShownVolume, SliceFacts, Structure, Written
+from m3di.captions.captioner import ENDS, ShownVolume, SliceFacts, Structure, Written
 from m3di.captions.measure import Form, Measured, Region, measure
 from stores.errors import RefusedError
 from stores.geometry import PLANES
@@ -23,7 +23,6 @@ CLIP_TOKENS: Final = 75  # CLIP's context less its two special tokens
 FEWEST_TOKENS: Final = 20  # room for plane and place
 
 _UNNAMED: Final = frozenset({"", "unknown", "other"})
-_ENDS: Final = (("lower", "upper"), ("back", "front"), ("left", "right"))  # by plane, where position is 0 and 1
 _BESIDE: Final = (("below", "above"), ("behind", "in front of"), ("left of", "right of"))
 # Where the top and bottom, and the left and right edge of a picture lie, by plane (`m3di.volumes.slices.displayed`).
 _ROWS: Final = (("front", "back"), ("upper", "lower"), ("upper", "lower"))
@@ -225,7 +224,7 @@ def _openings(facts: SliceFacts) -> list[str]:
 
 def _place(facts: SliceFacts) -> str:
     """Nine places along the normal, and the two ends."""
-    low, high = _ENDS[facts.plane]
+    low, high = ENDS[facts.plane]
     if facts.position < 0.03 or facts.position > 0.97:
         return f"at the very {high if facts.position > 0.5 else low} end"
     third, within = divmod(min(int(facts.position * 9), 8), 3)

@@ -29,7 +29,7 @@ from m3di.storage import open_for_writing
 from m3di.volumes.cases import Case
 from stores import Store
 from stores.errors import CaseError, RefusedError
-from stores.geometry import NORMAL_AXIS, PLANES
+from stores.geometry import NORMAL_AXIS, PLANES, place_within
 from stores.recipe import Recipe
 from stores.records import Captions, VolumeRecord
 
@@ -155,7 +155,7 @@ def slice_images(store: Store, record: VolumeRecord, plane: int) -> np.ndarray:
 def slice_position(record: VolumeRecord, recipe: Recipe, plane: int, index: int) -> float:
     """Where a slice lies within the scan along its plane's normal: 0 inferior, posterior or left, 1 the other end."""
     start, stop = record.chain(recipe).inside[NORMAL_AXIS[plane]]
-    return float(np.clip((index - start + 0.5) / (stop - start), 0, 1))
+    return float(place_within(index, start, stop))
 
 
 def _valid_images(record: VolumeRecord, recipe: Recipe, images: np.ndarray, plane: int) -> np.ndarray:

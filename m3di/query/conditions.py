@@ -2,11 +2,13 @@
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
+from m3di.captions.captioner import ENDS
 from m3di.captions.claims import claimed
 from stores.errors import RefusedError
 from stores.geometry import PLANES
@@ -15,8 +17,49 @@ from stores.records import VolumeRecord
 
 KEYS: Final = ("modality", "dataset", "body_part", "subject", "sequence", "volume")  # fields of a record
 PLANE: Final = "plane"
+PLACE: Final = "place"
+MIDDLE: Final = "middle"
+PLACES: Final = (MIDDLE, *(end for ends in ENDS for end in ends))
 UNKNOWN: Final = {"body_part": "", "modality": "unknown"}  # keys that texts name, and their value where nobody knows
 MAX_NAMED: Final = 12  # values that a message lists
+
+# How texts say a place along the plane's normal; "middle lobe" and "anterior horn" are none.
+_MIDDLE: Final = re.compile(
+    r"\bmid[- ]?(?:axial|coronal|sagittal|line)|\b(?:middle|cent(?:re|er)) (?:of|third|part|slice)\b"
+    r"|\bcentral (?:third|part|slice)\b"
+)
+_END: Final = re.compile(r"\b([a-z]+)(?:most)? (?:third|part|end)\b")
+_END_WORDS: Final = {
+    "superior": "upper", "top": "upper", "cranial": "upper", "inferior": "lower", "bottom": "lower",
+    "caudal": "lower", "anterior": "front", "ventral": "front", "posterior": "back", "dorsal": "back",
+    **{end: end for ends in ENDS for end in ends},
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Named:
+    """What a text names of one key.
+
+    Attributes:
+        key: The key.
+        values: Those that it names.
+        otherwise: Values that may answer after these.
+    """
+
+    key: str
+    values: tuple[str, ...]
+    otherwise: tuple[str, ...] = ()
+
+    @property
+    def is_known(self) -> bool:
+        """Whether any volume is known to be what the text names."""
+        return self.values != (UNKNOWN.get(self.key),)
+
+    @property
+    def words(self) -> str:
+        """For people."""
+        listed = " or ".join(value or "unknown" for value in (*self.values, *self.otherwise))
+        return f"{self.key.replace('_', ' ')} {listed}"
 
 
 def allowed_blocks(
@@ -40,7 +83,9 @@ def allowed_blocks(
         wanted.setdefault(key, set()).add(value)
     allowed = np.ones((count, len(PLANES)), bool)
     for key, values in wanted.items():
-        if key == PLANE:
+        if key == PLACE:
+            allowed &= _thirds(values).any(axis=1)
+        elif key == PLANE:
             allowed &= np.isin(np.arange(len(PLANES)), [plane_number(value) for value in values])
         else:
             allowed &= _having(key, values, records())[:, None]
@@ -50,32 +95,61 @@ def allowed_blocks(
     return allowed
 
 
-def named_in(text: str, records: Iterable[VolumeRecord]) -> Iterator[tuple[str, list[str]]]:
-    """What a text names, as keys with their values: a plane, body parts and modalities that volumes have.
+def thirds_allowed(conditions: Iterable[str]) -> npt.NDArray[np.bool_] | None:
+    """Which thirds of a scan may answer, along each plane's normal from the end where positions are 0: (3, 3).
+
+    None where no condition is on the place.
+
+    Raises:
+        RefusedError: E_CONFIG, for an unknown place.
+    """
+    places = {value for key, value in map(_parsed, conditions) if key == PLACE}
+    return _thirds(places) if places else None
+
+
+def named_in(text: str, records: Iterable[VolumeRecord]) -> Iterator[Named]:
+    """What a text names: a plane, a place along its normal, body parts and modalities that volumes have.
 
     A body part is also named by the region that it lies in, a lung by `chest`, and a region by its organs, a head by
-    `brain`; but no organ by another. Volumes of which a body part or modality is not known count as named: they may
-    be of it.
+    `brain`; but no organ by another. Volumes of which a body part or modality is not known may be of it, and answer
+    after those that are. Where no volume is known to be of the part, those of unknown parts answer first.
     """
     words = _phrase("mr" if word == "mri" else word for word in _words_of(text))
-    planes: list[str] = [plane for plane in PLANES if plane in words.split()]
+    planes = [plane for plane in PLANES if {plane, f"mid{plane}"} & set(words.split())]
     if len(planes) == 1:
-        yield PLANE, planes
+        yield Named(PLANE, tuple(planes))
+    if places := _places(text, planes):
+        yield Named(PLACE, places)
     known = list(records)
     for key, unknown in UNKNOWN.items():
         values = {str(getattr(record, key)) for record in known}
-        named = {value for value in values - {unknown} if _phrase(_words_of(value)) in words}
+        others = values - {unknown}
+        named = {value for value in others if _phrase(_words_of(value)) in words}
         if key == "body_part":
-            named |= _related(values, text)
+            named |= _related(others, text)
         if named:
-            yield key, [*sorted(named), *({unknown} & values)]
+            yield Named(key, tuple(sorted(named)), tuple({unknown} & values))
+        elif key == "body_part" and claimed("region", text) and others and unknown in values:
+            yield Named(key, (unknown,), tuple(sorted(others)))
+
+
+def _places(text: str, planes: Sequence[str]) -> tuple[str, ...]:
+    """The places that a text names; an end only of the one plane that it names."""
+    lower = text.lower()
+    found = {MIDDLE} if _MIDDLE.search(lower) else set()
+    if len(planes) == 1:
+        ends = ENDS[plane_number(planes[0])]
+        found |= {end for word in _END.findall(lower) if (end := _END_WORDS.get(word)) in ends}
+    return tuple(sorted(found))
 
 
 def _related(parts: Iterable[str], text: str) -> set[str]:
-    """The body parts that lie in a region which a text calls by its name, and the regions whose organs it names."""
+    """The regions whose organs a text names, and the organs of regions that it names and no organ of."""
     regions = claimed("region", text)
     called = regions & set(_words_of(text))
-    return {part for part in parts if part.lower() in regions or claimed("region", part) & called}
+    further = claimed("region", re.sub(rf"\b(?:{'|'.join(called)})\b", "", text.lower())) if called else set()
+    whole = called - further
+    return {part for part in parts if part.lower() in regions or claimed("region", part) & whole}
 
 
 def _phrase(words: Iterable[str]) -> str:
@@ -89,10 +163,17 @@ def _words_of(text: str) -> list[str]:
 
 def _parsed(condition: str) -> tuple[str, str]:
     key, equals, value = condition.partition("=")
-    if not equals or key not in (*KEYS, PLANE):
-        message = f"--where {condition!r} is not KEY=VALUE with one of {', '.join((*KEYS, PLANE))}"
+    if not equals or key not in (*KEYS, PLANE, PLACE):
+        message = f"--where {condition!r} is not KEY=VALUE with one of {', '.join((*KEYS, PLANE, PLACE))}"
         raise RefusedError("E_CONFIG", message, hint="for example --where modality=MR")
     return key, value.strip().lower()
+
+
+def _thirds(places: set[str]) -> npt.NDArray[np.bool_]:
+    """As `thirds_allowed`: the middle is that of every plane, an end that of its own."""
+    for place in sorted(places - set(PLACES)):
+        raise RefusedError("E_CONFIG", f"no place is called {place!r}", hint=f"use one of {', '.join(PLACES)}")
+    return np.array([[low in places, MIDDLE in places, high in places] for low, high in ENDS])
 
 
 def _having(key: str, values: set[str], records: Sequence[VolumeRecord]) -> npt.NDArray[np.bool_]:

@@ -1,6 +1,6 @@
 """The engine of queries: opened once on a store, it answers for as long as it stays open."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -12,7 +12,7 @@ import numpy.typing as npt
 from m3di.evaluation.leaks import mean_embedding
 from m3di.query.answers import IMAGE, TEXT, Answer, Hit, Wanted
 from m3di.query.approximate import WORTH_IT, ApproximateIndex, open_index
-from m3di.query.conditions import UNKNOWN, allowed_blocks, named_in
+from m3di.query.conditions import Named, allowed_blocks, named_in, thirds_allowed
 from m3di.query.notes import card_notes
 from m3di.query.pictures import read_image, read_scan_slices
 from m3di.query.ranking import best
@@ -21,8 +21,8 @@ from m3di.query.teacher import AskedTeacher
 from stores import Store
 from stores.embeddings import EmbeddingStore
 from stores.errors import RefusedError
-from stores.geometry import PLANES
-from stores.index import StoreIndex
+from stores.geometry import NORMAL_AXIS, PLANES, place_within
+from stores.index import Indices, StoreIndex
 from stores.keys import plane_number
 from stores.records import VolumeRecord
 
@@ -72,6 +72,8 @@ class Searcher:
         self._parts: dict[tuple[bool, int], Part] = {}
         self._indices: dict[int, ApproximateIndex] = {}
         self._numbers: dict[str, int] = {}
+        self._thirds: dict[Part, tuple[Indices, Indices]] = {}
+        self._masks: dict[tuple[Part, bytes], npt.NDArray[np.bool_]] = {}
 
     def __enter__(self) -> "Searcher":
         return self
@@ -82,6 +84,8 @@ class Searcher:
     def close(self) -> None:
         """Let go of the store; what the parts look at is gone then."""
         self._parts.clear()
+        self._thirds.clear()
+        self._masks.clear()
         self._indices.clear()
         self.store.close()
 
@@ -91,10 +95,10 @@ class Searcher:
         """Slices whose captions (or images, `wanted.against`) are nearest to a text.
 
         Captions by default: a small teacher was fitted to captions, and free wording finds the plane it names more
-        often among them. Not often enough, though, and the organ hardly: so a text that names one plane, or body
-        parts or modalities that volumes of the store have, is answered with such slices only, unless `wanted.where`
-        has a condition of that key, or nothing would be left. Slices of which it is not known may answer, too, but
-        come after all others, whatever their score. The notes say so.
+        often among them. Not often enough, though, and the organ hardly: so a text that names one plane, a place
+        along its normal, or body parts or modalities that volumes of the store have, is answered with such slices
+        only, unless `wanted.where` has a condition of that key, or nothing would be left. Slices of which it is not
+        known may answer, too, but come after all others, whatever their score. The notes say so.
 
         Raises:
             RefusedError: E_CONFIG, for an empty text.
@@ -111,11 +115,7 @@ class Searcher:
         for further in others:
             if len(answer.results) < wanted.top:
                 answer = _followed_by(answer, self.by_vector(vector, further, part=part, asked="text"), wanted)
-        if not named:
-            return answer
-        order = ", known ones first," if others else ","
-        note = f"the text names {', '.join(named)}: only such slices may answer{order} unless a filter says otherwise"
-        return replace(answer, notes=(*answer.notes, note))
+        return replace(answer, notes=(*answer.notes, *_notes_on(named, is_ordered=bool(others))))
 
     def by_image(self, image: Path, wanted: Wanted = ANY) -> Answer:
         """Slices that look like an image file.
@@ -175,7 +175,7 @@ class Searcher:
         if wanted.approximate and not of_model:
             found, notes = self._nearly_best(vector, wanted, part)
         else:
-            found, notes = _best(source, vector, self._allowed(wanted, source), wanted), ()
+            found, notes = self._best(source, vector, wanted), ()
             if len(source) >= WORTH_IT:
                 notes = (f"exact search over {len(source)} rows; --approximate is faster",)
         notes = (*self.notes(asked), *notes)
@@ -276,25 +276,25 @@ class Searcher:
         texts = captions.texts[plane]
         return texts[position] if position < len(texts) else ""
 
-    def _narrowed(self, text: str, wanted: Wanted, source: Part) -> tuple[list[Wanted], list[str]]:
-        """What is wanted with what the text names as further conditions, and these in words.
+    def _narrowed(self, text: str, wanted: Wanted, source: Part) -> tuple[list[Wanted], list[Named]]:
+        """What is wanted with what the text names as further conditions, and these.
 
-        Twice where that is not known of all that may answer: of those first of which it is.
+        Twice where some of what may answer is to come after the rest.
         """
-        words = []
+        found = []
         given = {condition.partition("=")[0] for condition in wanted.where}
         surely = wanted
-        for key, values in named_in(text, (self._records[name] for name in source.index.volumes)):
-            further = _where(wanted, key, values)
-            if key not in given and self._is_possible(further, source):
+        for named in named_in(text, (self._records[name] for name in source.index.volumes)):
+            further = _where(wanted, named.key, (*named.values, *named.otherwise))
+            if named.key not in given and self._is_possible(further, source):
                 wanted = further
-                surely = _where(surely, key, [value for value in values if value != UNKNOWN.get(key)])
-                words.append(f"{key.replace('_', ' ')} {' or '.join(value or 'unknown' for value in values)}")
-        return ([surely, wanted] if surely != wanted and self._is_possible(surely, source) else [wanted]), words
+                surely = _where(surely, named.key, named.values)
+                found.append(named)
+        return ([surely, wanted] if surely != wanted and self._is_possible(surely, source) else [wanted]), found
 
     def _is_possible(self, wanted: Wanted, source: Part) -> bool:
         try:
-            return _num_possible(source, self._allowed(wanted, source), wanted) > 0
+            return self._num_possible(wanted, source) > 0
         except RefusedError:
             return False
 
@@ -302,17 +302,19 @@ class Searcher:
         self, vector: Floats, wanted: Wanted, part: int
     ) -> tuple[list[tuple[int, float]], tuple[str, ...]]:
         """What the approximate index finds, scored exactly; by exact search where too little of it may answer."""
-        source, allowed = self.part(part), self._allowed(wanted, self.part(part))
+        source = self.part(part)
         if part not in self._indices:
             self._indices[part] = open_index(self.store, self.embeddings.fingerprint, source, part)
         rows = self._indices[part].candidates(vector, wanted.top)
         scores = np.full(len(source), -np.inf, np.float32)
         volumes, planes, _ = source.places(rows)
-        rows = rows[allowed[volumes, planes]]
+        rows = rows[self._allowed(wanted, source)[volumes, planes]]
+        if (in_place := self._in_place(wanted, source)) is not None:
+            rows = rows[in_place[rows]]
         scores[rows] = source.exact(rows, vector)
         found = _best_of(source, scores, vector, wanted)
-        if len(found) < min(wanted.top, _num_possible(source, allowed, wanted)):
-            return _best(source, vector, allowed, wanted), ("by exact search: the index found too few",)
+        if len(found) < min(wanted.top, self._num_possible(wanted, source)):
+            return self._best(source, vector, wanted), ("by exact search: the index found too few",)
         recall = self._indices[part].recall
         return found, (f"by an approximate index, which finds {recall:.1%} of the nearest rows",)
 
@@ -337,6 +339,41 @@ class Searcher:
 
     def _hit(self, volume: str, plane: int, index: int, score: float) -> Hit:
         return Hit(volume, PLANES[plane], index, round(score, 4), self.caption(volume, plane, index))
+
+    def _best(self, source: Part, vector: Floats, wanted: Wanted) -> list[tuple[int, float]]:
+        """The nearest rows of those that may answer, by exact search."""
+        scores = source.scores(vector, self._allowed(wanted, source))
+        if (in_place := self._in_place(wanted, source)) is not None:
+            scores[~in_place] = -np.inf
+        return _best_of(source, scores, vector, wanted)
+
+    def _num_possible(self, wanted: Wanted, source: Part) -> int:
+        """How many answers there could be at most."""
+        counts, in_place = source.index.num_rows(), self._in_place(wanted, source)
+        if in_place is not None:
+            counts = np.diff(np.append(0, np.cumsum(in_place))[source.starts]).reshape(counts.shape)
+        counts = counts * self._allowed(wanted, source)
+        return int(counts.any(axis=1).sum() if wanted.one_per_volume else counts.sum())
+
+    def _in_place(self, wanted: Wanted, source: Part) -> npt.NDArray[np.bool_] | None:
+        """(rows,) which lie in the thirds of their scans that are wanted; None where any may answer."""
+        thirds = thirds_allowed(wanted.where)
+        if thirds is None:
+            return None
+        key = source, thirds.tobytes()
+        if key not in self._masks:
+            if source not in self._thirds:
+                self._thirds[source] = self._thirds_of(source)
+            self._masks[key] = thirds[self._thirds[source]]
+        return self._masks[key]
+
+    def _thirds_of(self, source: Part) -> tuple[Indices, Indices]:
+        """Plane and third of every row."""
+        recipe, index = self.store.recipe, source.index
+        inside = np.array([self._records[name].chain(recipe).inside for name in index.volumes], np.float64)
+        volumes, planes, slices = np.nonzero(index.bits(np.arange(len(index))))
+        positions = place_within(slices, *inside[volumes, np.array(NORMAL_AXIS)[planes]].T)
+        return planes, np.minimum((3 * positions).astype(np.int64), 2)
 
     def _allowed(self, wanted: Wanted, source: Part) -> npt.NDArray[np.bool_]:
         if not wanted.where:
@@ -393,6 +430,20 @@ def _where(wanted: Wanted, key: str, values: Iterable[str]) -> Wanted:
     return replace(wanted, where=(*wanted.where, *(f"{key}={value}" for value in values)))
 
 
+def _notes_on(named: Sequence[Named], *, is_ordered: bool) -> list[str]:
+    """What was done with what a text names."""
+    known, others = [one for one in named if one.is_known], [one for one in named if not one.is_known]
+    notes = []
+    if known:
+        words, is_ordered_by = ", ".join(one.words for one in known), any(one.otherwise for one in known)
+        order = ", known ones first," if is_ordered and is_ordered_by else ","
+        notes.append(f"the text names {words}: only such slices may answer{order} unless a filter says otherwise")
+    if others and is_ordered:
+        key = others[0].key.replace("_", " ")
+        notes.append(f"no volume is known to be of the {key} that the text names: those of unknown ones answer first")
+    return notes
+
+
 def _followed_by(first: Answer, rest: Answer, wanted: Wanted) -> Answer:
     """An answer, continued by those of another that it does not have yet."""
 
@@ -409,21 +460,11 @@ def person_of(index: StoreIndex, volume: int) -> tuple[str, str]:
     return index.datasets[volume], index.subjects[volume]
 
 
-def _best(source: Part, vector: Floats, allowed: npt.NDArray[np.bool_], wanted: Wanted) -> list[tuple[int, float]]:
-    return _best_of(source, source.scores(vector, allowed), vector, wanted)
-
-
 def _best_of(source: Part, scores: Floats, vector: Floats, wanted: Wanted) -> list[tuple[int, float]]:
     starts = source.starts[:: len(PLANES)] if wanted.one_per_volume else None
     return best(
         scores, lambda rows: source.exact(rows, vector), top=wanted.top, margin=source.margin, volume_starts=starts
     )
-
-
-def _num_possible(source: Part, allowed: npt.NDArray[np.bool_], wanted: Wanted) -> int:
-    """How many answers there could be at most."""
-    rows = source.index.num_rows() * allowed
-    return int(rows.any(axis=1).sum() if wanted.one_per_volume else rows.sum())
 
 
 def _teacher_called(name: str, store: Store) -> str:

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,6 +11,8 @@ from stores.errors import DamagedError
 from tests.stores.stores import DIM, TEACHER, build, rows_of
 
 pytest.importorskip("usearch", reason='the approximate index needs usearch: pip install "m3di[search]"')
+
+WANTED = Wanted(approximate=True)
 
 
 @pytest.fixture
@@ -30,9 +33,13 @@ def test_it_finds_what_exact_search_finds_and_says_its_recall(path):
     vector = np.eye(DIM, dtype=np.float32)[2]
     with Searcher(path) as searcher:
         exact = searcher.by_vector(vector)
-        nearly = searcher.by_vector(vector, Wanted(approximate=True))
+        nearly = searcher.by_vector(vector, WANTED)
         assert nearly.results == exact.results, "of so few rows the index looks at all"
         assert nearly.notes[-1] == "by an approximate index, which finds 100.0% of the nearest rows"
+        in_middle = replace(WANTED, where=("place=middle",))
+        assert searcher.by_vector(vector, in_middle).results == (
+            searcher.by_vector(vector, replace(in_middle, approximate=False)).results
+        )
         few = searcher.by_vector(vector, Wanted(approximate=True, top=1, where=("volume=v3",)))
         assert few.results == searcher.by_vector(vector, Wanted(top=1, where=("volume=v3",))).results
 

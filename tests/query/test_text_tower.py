@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from m3di.captions.stage import slice_position
 from m3di.query import Searcher, Wanted
 from m3di.query.teacher import AskedTeacher
 from m3di.query.text_tower import CONFIG, TEXT_CONFIG, WEIGHTS, read_files, read_text_tower
@@ -14,6 +15,8 @@ from m3di.teachers.clip import load_teacher, save_teacher
 from m3di.teachers.folder import digests_of
 from stores import Store
 from stores.errors import DamagedError
+from stores.geometry import PLANES
+from stores.keys import plane_number
 from tests.stores.stores import CAPTIONER, build, chunks, record
 
 ROOT = Path(__file__).parents[2]
@@ -163,3 +166,35 @@ def test_volumes_that_are_what_a_text_names_come_before_those_that_may_be(teache
         filtered = searcher.by_text("the chest", Wanted(where=("modality=unknown",)))
         assert "v2" not in {hit.volume for hit in filtered.results}, "no chest is left"
         assert filtered.notes[-1] == NAMED.format("body part lung or unknown")
+        liver = searcher.by_text("the liver", Wanted(top=100))
+        known = [searcher.store.record(hit.volume).body_part != "" for hit in liver.results]
+        assert known == [False] * 6 + [True] * 3, "nobody's liver is known, but these are known to be something else"
+        assert "no volume is known to be of the body part" in liver.notes[-1]
+
+
+def test_a_text_that_names_a_place_is_answered_with_slices_of_that_third(teacher, tmp_path):
+    every = Wanted(top=100, one_per_volume=False)
+    with Searcher(embedded(teacher, tmp_path / "store"), device="cpu") as searcher:
+        middle = searcher.by_text("sagittal slice through the middle of the head", every)
+        assert middle.notes[-1] == NAMED.format("plane sagittal, place middle, body part head")
+        assert places_of(middle) == in_thirds(searcher.store, {"sagittal": 1})
+        told = searcher.by_text("the middle of the head", replace(every, where=("place=upper", "place=back")))
+        assert places_of(told) == in_thirds(searcher.store, {"axial": 2, "coronal": 0})
+        one = searcher.by_text("the middle third of the head", Wanted(top=100))
+        assert len(one.results) == 3
+        assert places_of(one) <= in_thirds(searcher.store, dict.fromkeys(PLANES, 1))
+
+
+def places_of(answer):
+    return {(hit.volume, hit.plane, hit.slice) for hit in answer.results}
+
+
+def in_thirds(store, thirds):
+    """Slices in one third of their scan for some planes, told by the position that captions are made of."""
+    return {
+        (record.volume, plane, index)
+        for record in store.records()
+        for plane, third in thirds.items()
+        for index in record.valid_slices(plane_number(plane)).tolist()
+        if third <= 3 * slice_position(record, store.recipe, plane_number(plane), index) < third + 1
+    }

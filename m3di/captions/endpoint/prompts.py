@@ -2,14 +2,13 @@
 
 from typing import Final
 
-from m3di.captions.captioner import SliceFacts
+from m3di.captions.captioner import ENDS, SliceFacts
 from stores.geometry import PLANES
 
 VERSION: Final = 1  # raise whenever the same facts would be put into other words
 FACTS: Final = ("modality", "sequence", "body part", "plane", "position along the plane's normal, in percent")
 WORDINGS: Final = 2  # the second is for a model that refused the first
 
-_ENDS: Final = (("lower", "upper"), ("back", "front"), ("left", "right"))  # by plane, where position is 0 and 1
 _SHOWN: Final = (
     "the front is at the top, the right side at the left edge",
     "the upper end is at the top, the right side at the left edge",
@@ -46,7 +45,7 @@ def prompt_of(facts: SliceFacts, *, wording: int, max_words: int) -> str:
         wording: 0, or 1 for once more in other words.
         max_words: How long the answer may be.
     """
-    low, high = _ENDS[facts.plane]
+    low, high = ENDS[facts.plane]
     percent = round(facts.position * 20) * 5
     asked = _ASK[wording].format(
         slice=_slice(facts),
