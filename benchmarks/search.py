@@ -5,10 +5,11 @@
 For each size (2,000 volumes by default) a store of synthetic rows: 105 slices of each plane, image and text rows of
 width 512, which vary by place, by volume and by chance. Then, in a process of its own each, exact search from the map
 (the baseline), from the copy that an engine makes once it is asked again and again, and on request the approximate
-index. Of each: opening the store with a first question, making the copy, the question again (best of five), a slice
-question with the same place in other people (best of five), and a first question for volumes. Seconds of the wall and
-of the CPU, by as many threads as there are cores (`taskset -c 0` for one); peak memory, pages of the map included,
-and what is the process's own. Ratios are of CPU time, to the baseline.
+index. Of each: opening the store with a first question, making the copy, the question again (best of five), the
+question to the middle thirds of all scans for the first time and again (best of five), a slice question with the same
+place in other people (best of five), and a first question for volumes. Seconds of the wall and of the CPU, by as many
+threads as there are cores (`taskset -c 0` for one); peak memory, pages of the map included, and what is the process's
+own. Ratios are of CPU time, to the baseline.
 """
 
 import argparse
@@ -20,6 +21,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +95,9 @@ def measure(path: Path, how: str) -> dict[str, float]:
         if how == "copied":
             keep("copy", searcher.part(0).compact)
         keep("warm", lambda: searcher.by_vector(vector, wanted), REPEATS)
+        in_place = replace(wanted, where=("place=middle",))
+        keep("first in a place", lambda: searcher.by_vector(vector, in_place))
+        keep("in a place", lambda: searcher.by_vector(vector, in_place), REPEATS)
         keep("slice", lambda: searcher.by_slice(volume, "coronal", 60, wanted), REPEATS)
         times["own MiB"] = _own_memory()
         keep("volumes", lambda: searcher.by_volume(volume))
