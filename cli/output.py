@@ -21,6 +21,7 @@ from rich.text import Text
 PIPE_WIDTH = 240  # columns when stdout is no terminal, so that no cell is cut
 IN_BAR = frozenset({"samples_seen", "total", "stage", "volumes_per_s", "remaining_s"})  # shown by the bar itself
 MINOR_EVENTS = frozenset({"step", "committed", "up to date"})  # shown as progress, or with --verbose
+COUNTED_EVENTS = MINOR_EVENTS | {"quarantined", "finished", "failed"}  # an item of a stage is done with
 
 
 class Output:
@@ -50,7 +51,7 @@ class Output:
             self._begin(facts)
         if event not in MINOR_EVENTS or self._verbose:
             self._stderr.print(_words(event, facts))
-        if self._progress is not None and event in MINOR_EVENTS | {"quarantined"}:
+        if self._progress is not None and event in COUNTED_EVENTS:
             self._advance(facts)
 
     def result(self, schema: str, data: Mapping[str, Any], *shown: object) -> None:

@@ -159,7 +159,7 @@ class Scheduler:
         self._workspace.begin(cell, self._plan.digests[cell.name])
         running = Running(cell, list(cell.commands), self._free.pop())
         self._running.append(running)
-        self._report("cell", cell=cell.name, state="begun")
+        self._report("begun", cell=cell.name)
         try:
             if cell.kind == "pictures":
                 running.commands = pictures.commands_of(cell, self._workspace)
@@ -248,7 +248,8 @@ class Scheduler:
         )  # fmt: skip
         record.write(self._workspace.records)
         self._workspace.finish(cell)
-        self._report("committed", cell=cell.name, wall_s=record.cost.wall_s)
+        left = len(self._waiting) + len(self._running)
+        self._report("finished", cell=cell.name, wall_s=record.cost.wall_s, left=left)
 
     def _made_with(self) -> dict[str, Any]:
         return {

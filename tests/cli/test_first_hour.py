@@ -103,11 +103,13 @@ def test_no_color_takes_the_colour_out_of_progress_bars(monkeypatch, capfd, no_c
     for name, value in {"FORCE_COLOR": "1", "TERM": "xterm-256color", "NO_COLOR": no_color}.items():
         monkeypatch.delenv(name, raising=False) if value is None else monkeypatch.setenv(name, value)
     output = Output(json=False, quiet=False, verbose=False)
-    output.event("begin", stage="volumes", cases=2)
+    output.event("begin", stage="volumes", cases=3)
     output.event("committed", volume="a")
+    output.event("finished", cell="b")
     output.close()
     shown = capfd.readouterr().err
-    assert "1/2" in shown
+    assert "2/3" in shown
+    assert "finished  cell b" in COLOUR.sub("", shown)
     assert bool(COLOUR.search(shown)) == is_coloured
 
 

@@ -16,8 +16,8 @@ from tests.reproduce.made import hearts
 from tests.reproduce.tiny import DIAGNOSED, ONE, SEEN, SIZES, TINY, write_hearts, write_hippocampi
 
 
-def tiny(out, data, tables=(ONE, SEEN), **more):
-    return reproduce(TINY, tables, out, data=data, settings=SIZES, devices=["cpu"], report=ignore, **more)
+def tiny(out, data, tables=(ONE, SEEN), report=ignore, **more):
+    return reproduce(TINY, tables, out, data=data, settings=SIZES, devices=["cpu"], report=report, **more)
 
 
 def files_of(done):
@@ -27,7 +27,11 @@ def files_of(done):
 @pytest.mark.slow
 def test_a_programme_runs_whole_once_and_its_tables_are_drawn_again_byte_for_byte(tmp_path):
     out, data = tmp_path / "out", write_hippocampi(tmp_path / "data")
-    done = tiny(out, data, workers=2)
+    events = []
+    done = tiny(out, data, workers=2, report=lambda event, **facts: events.append((event, facts)))
+    ended = [(facts["cell"], facts["left"]) for event, facts in events if event == "finished"]
+    assert [left for _, left in ended] == [4, 3, 2, 1, 0]
+    assert {name for name, _ in ended} == {facts["cell"] for event, facts in events if event == "begun"}
     assert done.failed == {}
     assert (done.made, done.finished, list(done.missing)) == (5, 0, ["acdc"])
     (row,) = done.findings[0].to_dict()["rows"]
