@@ -9,10 +9,10 @@ from typing import Any, Final
 from m3di.evaluation.results import jsonable
 from m3di.reproduce.cells import Grid
 from m3di.reproduce.datasets import DATASETS
-from m3di.reproduce.programme import SCRATCH, Table
+from m3di.reproduce.programme import MAIN, SCRATCH, Table
 from m3di.reproduce.published import Published, published_table
 from m3di.reproduce.records import Cost, Record, total_cost
-from m3di.reproduce.rows import Row, rows_of
+from m3di.reproduce.rows import Row, rows_against, rows_of
 from m3di.reproduce.scores import Gain, Measure, Summary
 
 SCHEMA: Final = "m3di.table/1"
@@ -48,6 +48,7 @@ class Findings:
         title: What it shows.
         scale: Of the programme.
         rows: One a comparison.
+        against_main: In an ablation, the gains of the other ways to pretrain over the main recipe.
         blocks: For people, in the paper's shape first.
         notes: What has to be said with it: how numbers were made, leaks, what is missing.
         cost: Of the cells that it is made of.
@@ -58,6 +59,7 @@ class Findings:
     title: str
     scale: str
     rows: tuple[Row, ...]
+    against_main: tuple[Row, ...]
     blocks: tuple[Block, ...]
     notes: tuple[str, ...]
     cost: Cost
@@ -74,6 +76,7 @@ class Findings:
                 "scale": self.scale,
                 "units": "scores from 0 to 1; gain_*: points (hundredths), 95% intervals over test subjects",
                 "rows": [row.to_dict() for row in self.rows],
+                "against_main": [row.gain_dict(MAIN) for row in self.against_main],
                 "cells": {"finished": self.num_cells[0], "wanted": self.num_cells[1]},
                 "cost": asdict(self.cost),
                 "notes": list(self.notes),
@@ -91,6 +94,7 @@ def findings_of(grid: Grid, table: Table, records: Mapping[str, Record]) -> Find
         records: Finished cells by name.
     """
     rows = rows_of(grid, table, records)
+    against_main = rows_against(MAIN, grid, table, records)
     cells = grid.cells([table])
     finished = [records[name] for name in cells if name in records]
     published = published_table(table.name)
@@ -98,15 +102,15 @@ def findings_of(grid: Grid, table: Table, records: Mapping[str, Record]) -> Find
     if table.shape in ("methods", "arms"):
         blocks.insert(0, _paper_block(table, rows, published))
     if table.shape == "arms":
-        blocks.append(_retrieval_block(rows))
+        blocks += [_against_block(against_main), _retrieval_block(rows)]
     if published is not None:
         blocks.append(_published_block(published))
     cost = total_cost(finished)
     blocks.append(_cost_block(finished))
     notes = (HOW, *_leaks(rows), *_missing(grid, table, records))
     return Findings(
-        table.name, table.title, grid.programme.name, tuple(rows), tuple(block for block in blocks if block.rows),
-        notes, cost, (len(finished), len(cells)),
+        table.name, table.title, grid.programme.name, tuple(rows), tuple(against_main),
+        tuple(block for block in blocks if block.rows), notes, cost, (len(finished), len(cells)),
     )  # fmt: skip
 
 
@@ -123,6 +127,17 @@ def _comparison_block(rows: Sequence[Row]) -> Block:
         for name, measure in {row.metric.capitalize(): row.main, **row.others}.items():
             lines.append((*_compared(row), name, str(len(row.seeds)), str(row.test_cases), *_measured(measure)))
     return Block("Comparisons", columns, tuple(lines))
+
+
+def _against_block(rows: Sequence[Row]) -> Block:
+    """Other ways to pretrain against the main recipe."""
+    columns = ("Dataset", "Network", "Labels", "Pretraining", "Metric", "Seeds", "Test cases", "Main recipe",
+               "This one", "Difference", "p")  # fmt: skip
+    lines = [
+        (*_compared(row), row.metric.capitalize(), str(len(row.seeds)), str(row.test_cases), *_measured(row.main))
+        for row in rows
+    ]
+    return Block("Against the main recipe", columns, tuple(lines))
 
 
 def _class_block(rows: Sequence[Row]) -> Block:

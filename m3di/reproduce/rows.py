@@ -85,6 +85,13 @@ class Row:
             **({"retrieval": {k: _rounded(v) for k, v in self.retrieval.items()}} if self.retrieval else {}),
         }
 
+    def gain_dict(self, base: str) -> dict[str, Any]:
+        """The gain over another way to begin, as JSON-ready values."""
+        whole = self.to_dict()
+        kept = ("dataset", "network", "label_fraction", "pretraining", "seeds", "test_cases", "p_value")
+        gains = (f"gain_{self.metric}", "gain_low", "gain_high")
+        return {"against": base, **{name: whole[name] for name in (*kept, *gains)}}
+
     def _class(self, measure: Measure) -> dict[str, float | None]:
         found = _measure(self.class_metric, measure, gain="gain_")
         return {**found, "p_value": _p_value(measure), "test_cases": measure.num_cases}
@@ -100,9 +107,22 @@ def rows_of(grid: Grid, table: Table, records: Mapping[str, Record]) -> list[Row
     return found
 
 
-def _row(grid: Grid, comparison: Comparison, arm: str, records: Mapping[str, Record]) -> Row | None:
+def rows_against(base: str, grid: Grid, table: Table, records: Mapping[str, Record]) -> list[Row]:
+    """Ways to begin compared with another than scratch, which has its place in the rows, where both are finished."""
+    found = []
+    for comparison in grid.comparisons(table):
+        arms = grid.arms(comparison)
+        compared = [name for name in arms if name not in (SCRATCH, base)] if base in arms else []
+        rows = [_row(grid, comparison, name, records, base=base) for name in compared]
+        found += [row for row in rows if row is not None and row.main.gain is not None]
+    return found
+
+
+def _row(
+    grid: Grid, comparison: Comparison, arm: str, records: Mapping[str, Record], *, base: str = SCRATCH
+) -> Row | None:  # fmt: skip
     programme = grid.programme
-    first = _finished(grid, comparison, SCRATCH, records) if SCRATCH in comparison.arms else {}
+    first = _finished(grid, comparison, base, records) if base in comparison.arms else {}
     second = {} if arm == SCRATCH else _finished(grid, comparison, arm, records)
     common = sorted(first.keys() & second.keys())
     if common:

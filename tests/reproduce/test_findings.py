@@ -112,6 +112,24 @@ def test_an_ablation_holds_each_arm_against_scratch_with_its_retrieval():
     assert [line[0] for line in shape] == ["ViT", "Ex1: projection alone", "", "Ex3: QTrans and PSPE", ""]
 
 
+def test_an_ablation_holds_the_other_arms_against_the_main_recipe_too():
+    comparison = replace(ONE_SEED, arms=("scratch", "main", "infonce", "dense"))
+    table = Table("ablation", "Objectives", "arms", (comparison,))
+    made = {"scratch": (0.5, 0.6), "main": (0.55, 0.65), "infonce": (0.45, 0.6)}
+    records = {
+        one.name: one for one in (segmented(f"acdc-vit-20pct-{arm}-seed0", *dice) for arm, dice in made.items())
+    }
+    found = findings_of(grid(table), table, records)
+    (against,) = found.to_dict()["against_main"]
+    assert (against["against"], against["pretraining"], against["gain_dice"]) == ("main", "infonce", -7.5)
+    assert (against["gain_low"], against["gain_high"], against["test_cases"]) == (-10.0, -5.0, 2)
+    (block,) = [block for block in found.blocks if block.title == "Against the main recipe"]
+    assert block.rows[0][3:] == (
+        "InfoNCE, pooled", "Dice", "1", "2", "60.0 [55.0, 65.0]", "52.5 [45.0, 60.0]", "-7.5 [-10.0, -5.0]", "0.5"
+    )  # fmt: skip
+    assert findings_of(grid(TWO), TWO, hearts()).to_dict()["against_main"] == []
+
+
 def test_the_papers_numbers_stand_in_brackets_where_the_same_was_measured():
     table = Table("table1", "Segmentation", "methods", (Comparison("chaos", "nnformer", 1.0, (0,)),))
     names = "chaos-nnformer-100pct-scratch-seed0", "chaos-nnformer-100pct-main-seed0"

@@ -142,7 +142,7 @@ def test_mistakes_are_refused_before_anything_is_written(tmp_path):
 
 def test_what_the_readme_shows_comes_from_the_finished_cells(tmp_path):
     results = Path(__file__).parents[2] / "results"
-    tables = ("table1", "table3", "table2", "figure3")
+    tables = ("table1", "table3", "table2", "ablation-objective", "figure3")
     done = m3di(
         "reproduce", *tables, "--scale", "small", "--from", results / "cells", "--out", tmp_path, cwd=tmp_path
     )
@@ -151,21 +151,27 @@ def test_what_the_readme_shows_comes_from_the_finished_cells(tmp_path):
     for name in (*written, "figure3.svg"):
         assert (tmp_path / name).read_text() == (results / name).read_text(), f"{name}: write it again, and README"
     shown = (results.parent / "README.md").read_text().replace("**", "")
-    segmented, ablated, classified = (
-        json.loads((tmp_path / f"{name}.json").read_text())["rows"] for name in tables[:3]
+    segmented, ablated, classified, objectives = (
+        json.loads((tmp_path / f"{name}.json").read_text())["rows"] for name in tables[:4]
     )
     assert {row["network"] for row in segmented} == {"vit", "setr_mla", "unet"}
     assert {row["pretraining"] for row in ablated} == {"ex1", "ex2", "ex3"}
     for row in segmented:
         assert f"| {row['scratch_dice']:.3f} | {row['pretrained_dice']:.3f} | {difference(row)} |" in shown
-    for row in ablated:
+    assert len(objectives) == 2 * 7
+    for row in (*ablated, *objectives):
         assert f"(from scratch {row['scratch_dice']:.3f})" in shown
+        recalls = (f"{100 * row['retrieval'][f'{part}_recall_at_10']:.1f}" for part in ("image", "text"))
         assert f"| {row['pretrained_dice']:.3f}, {difference(row)} |" in shown
+        assert f"| {' / '.join(recalls)}% |" in shown
     for row in classified:
         for metric, ends in (("accuracy", "gain"), ("auc", "gain_auc")):
             means = f"{100 * row[f'scratch_{metric}']:.1f} / {100 * row[f'pretrained_{metric}']:.1f}%"
             assert f"| {means} | {difference(row, metric, ends)}" in shown
     flowing = " ".join(shown.split())
+    against = json.loads((tmp_path / "ablation-objective.json").read_text())["against_main"]
+    for dataset in ("hippocampus", "acdc"):
+        assert difference(only(against, dataset=dataset, pretraining="dense")) in flowing
     probe = only(classified, dataset="adrenal", network="vit linear probe")
     recalls = [
         f"{100 * probe['classes'][name][f'{side}_recall']:.1f}"
