@@ -20,6 +20,7 @@ PLANE: Final = "plane"
 PLACE: Final = "place"
 MIDDLE: Final = "middle"
 PLACES: Final = (MIDDLE, *(end for ends in ENDS for end in ends))
+CONDITIONS: Final = (*KEYS, PLANE, PLACE)
 UNKNOWN: Final = {"body_part": "", "modality": "unknown"}  # keys that texts name, and their value where nobody knows
 MAX_NAMED: Final = 12  # values that a message lists
 
@@ -163,8 +164,8 @@ def _words_of(text: str) -> list[str]:
 
 def _parsed(condition: str) -> tuple[str, str]:
     key, equals, value = condition.partition("=")
-    if not equals or key not in (*KEYS, PLANE, PLACE):
-        message = f"--where {condition!r} is not KEY=VALUE with one of {', '.join((*KEYS, PLANE, PLACE))}"
+    if not equals or key not in CONDITIONS:
+        message = f"--where {condition!r} is not KEY=VALUE with one of {', '.join(CONDITIONS)}"
         raise RefusedError("E_CONFIG", message, hint="for example --where modality=MR")
     return key, value.strip().lower()
 

@@ -22,7 +22,7 @@ from stores import Store
 from stores.embeddings import EmbeddingStore
 from stores.errors import RefusedError
 from stores.geometry import NORMAL_AXIS, PLANES, place_within
-from stores.index import Indices, StoreIndex
+from stores.index import StoreIndex
 from stores.keys import plane_number
 from stores.records import VolumeRecord
 
@@ -72,8 +72,7 @@ class Searcher:
         self._parts: dict[tuple[bool, int], Part] = {}
         self._indices: dict[int, ApproximateIndex] = {}
         self._numbers: dict[str, int] = {}
-        self._thirds: dict[Part, tuple[Indices, Indices]] = {}
-        self._masks: dict[tuple[Part, bytes], npt.NDArray[np.bool_]] = {}
+        self._thirds: dict[Part, npt.NDArray[np.uint8]] = {}
 
     def __enter__(self) -> "Searcher":
         return self
@@ -85,7 +84,6 @@ class Searcher:
         """Let go of the store; what the parts look at is gone then."""
         self._parts.clear()
         self._thirds.clear()
-        self._masks.clear()
         self._indices.clear()
         self.store.close()
 
@@ -98,7 +96,8 @@ class Searcher:
         often among them. Not often enough, though, and the organ hardly: so a text that names one plane, a place
         along its normal, or body parts or modalities that volumes of the store have, is answered with such slices
         only, unless `wanted.where` has a condition of that key, or nothing would be left. Slices of which it is not
-        known may answer, too, but come after all others, whatever their score. The notes say so.
+        known may answer, too, but come after all others, whatever their score; where no volume is known to be of the
+        body part, those of unknown parts come before all others. The notes say so.
 
         Raises:
             RefusedError: E_CONFIG, for an empty text.
@@ -360,20 +359,17 @@ class Searcher:
         thirds = thirds_allowed(wanted.where)
         if thirds is None:
             return None
-        key = source, thirds.tobytes()
-        if key not in self._masks:
-            if source not in self._thirds:
-                self._thirds[source] = self._thirds_of(source)
-            self._masks[key] = thirds[self._thirds[source]]
-        return self._masks[key]
+        if source not in self._thirds:
+            self._thirds[source] = self._thirds_of(source)
+        return thirds.ravel()[self._thirds[source]]
 
-    def _thirds_of(self, source: Part) -> tuple[Indices, Indices]:
-        """Plane and third of every row."""
+    def _thirds_of(self, source: Part) -> npt.NDArray[np.uint8]:
+        """(rows,) three times the plane of each row, and its third."""
         recipe, index = self.store.recipe, source.index
         inside = np.array([self._records[name].chain(recipe).inside for name in index.volumes], np.float64)
         volumes, planes, slices = np.nonzero(index.bits(np.arange(len(index))))
         positions = place_within(slices, *inside[volumes, np.array(NORMAL_AXIS)[planes]].T)
-        return planes, np.minimum((3 * positions).astype(np.int64), 2)
+        return (3 * planes + np.minimum(3 * positions, 2).astype(np.int64)).astype(np.uint8)
 
     def _allowed(self, wanted: Wanted, source: Part) -> npt.NDArray[np.bool_]:
         if not wanted.where:
@@ -432,15 +428,14 @@ def _where(wanted: Wanted, key: str, values: Iterable[str]) -> Wanted:
 
 def _notes_on(named: Sequence[Named], *, is_ordered: bool) -> list[str]:
     """What was done with what a text names."""
-    known, others = [one for one in named if one.is_known], [one for one in named if not one.is_known]
     notes = []
-    if known:
-        words, is_ordered_by = ", ".join(one.words for one in known), any(one.otherwise for one in known)
-        order = ", known ones first," if is_ordered and is_ordered_by else ","
+    if known := [one for one in named if one.is_known]:
+        words = ", ".join(one.words for one in known)
+        order = ", known ones first," if is_ordered and any(one.otherwise for one in known) else ","
         notes.append(f"the text names {words}: only such slices may answer{order} unless a filter says otherwise")
-    if others and is_ordered:
-        key = others[0].key.replace("_", " ")
-        notes.append(f"no volume is known to be of the {key} that the text names: those of unknown ones answer first")
+    if is_ordered and len(known) < len(named):
+        message = "no volume is known to be of the body part that the text names: those of unknown ones answer first"
+        notes.append(message)
     return notes
 
 

@@ -35,6 +35,13 @@ def test_wrong_use_is_one_line_with_a_hint_and_exit_code_2(tmp_path, arguments, 
     assert not any(tmp_path.iterdir()), "nothing was written"
 
 
+def test_wrong_options_point_to_the_help_of_their_command(tmp_path):
+    assert (
+        m3di("query", "--text", "liver", cwd=tmp_path).stderr.splitlines()[-1].startswith("hint: m3di query --help")
+    )
+    assert m3di("qury", cwd=tmp_path).stderr.splitlines()[-1].startswith("hint: m3di --help")
+
+
 def test_all_mistakes_of_the_settings_are_named_at_once(tmp_path):
     done = m3di("pretrain", "--set", "pretrain.batchsize=3", "--set", "psat.width=-1", cwd=tmp_path)
     assert "did you mean pretrain.batch_size?" in done.stderr

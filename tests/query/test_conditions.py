@@ -35,7 +35,10 @@ def all_named(text, records):
         ("sagittal or axial slice of the hypophysis", {}),
         ("liver, AXIAL.", {"plane": ["axial"], "body_part": ["", "Chest", "cervical spine", "head", "knee"]}),
         ("axial or coronal", {}),
-        ("an axially cut thing, ahead of the spine", {}),
+        (
+            "an axially cut liver, ahead of the spine",
+            {"body_part": ["", "Chest", "cervical spine", "head", "knee"]},
+        ),
         ("the unknown", {}),
         ("axial slice of the chest", {"plane": ["axial"], "body_part": ["Chest", ""]}),
         ("Head and chest", {"body_part": ["Chest", "head", ""]}),
