@@ -3,8 +3,8 @@
     python benchmarks/pretraining.py run OUT --data DATA [--seeds 3] [--workers 2] [--arms NAME ...]
     python benchmarks/pretraining.py table OUT
 
-`run` builds a store of DATA/msd_hippocampus and DATA/acdc_ed at 48^3 with dense rows, then pretrains a small ViT in
-each of `ARMS` and fine-tunes it on 5 and on 15 labelled hippocampus cases. Every cell is a command line of m3di in
+`run` builds a store of the sets of `SETS` below DATA at 48^3 with dense rows, then pretrains a small ViT in each of
+`ARMS` and fine-tunes it on 5 and on 15 labelled hippocampus cases. Every cell is a command line of m3di in
 a folder of its own below OUT; finished ones are left alone, so a stopped `run` goes on where it was. `table` writes
 what is finished to OUT/results.json, with `rows` as those of `m3di reproduce`, and prints it: retrieval among the
 slices of held-out subjects, and Dice of the same 40 test subjects, who were neither pretrained nor trained on,
@@ -30,6 +30,10 @@ import numpy as np
 
 from m3di.evaluation.statistics import over_seeds, paired_difference
 
+SETS = (
+    "msd_hippocampus", "acdc_ed", "brain_tumor_dicom", "hippocrop_dicom", "lung_ct_elastix", "niivue", "oasis",
+    "pyradiomics", "spine_generic", "torchio_ct_dicom", "totalsegmentator_example",
+)  # fmt: skip
 SIZES = """
 [volumes]
 cube_size = 48
@@ -47,7 +51,14 @@ num_heads = 4
 width = 128
 num_queries = 32
 num_heads = 4
+[objective]
+kind = "infonce"
+image_weight = 1
+text_weight = 1
+dense_weight = 0
+reconstruction_weight = 0
 [pretrain]
+slices_per_volume = 8
 batch_size = 16
 max_steps = 200
 learning_rate = 5e-4
@@ -59,13 +70,15 @@ log_every = 10
 batch_size = 2
 max_steps = 300
 learning_rate = 1e-3
+encoder_rate_factor = 0.3
 checkpoint_every = 1000
 evaluate_every = 1000
 log_every = 50
 """
+# Settings beside SIZES, which names every weight of the objective: presets change, arms do not.
 ARMS: dict[str, tuple[str, ...]] = {
     "none": (),
-    "infonce": ("pretrain.slices_per_volume=8",),
+    "infonce": (),
     "dense": ("objective.dense_weight=1", "objective.image_weight=0", "objective.text_weight=0"),
     "dense + light infonce": (
         "objective.dense_weight=1", "objective.image_weight=0.03", "objective.text_weight=0.03",
@@ -148,7 +161,7 @@ def run(out: Path, data: Path, *, arms: list[str], seeds: int, workers: int) -> 
     out.mkdir(parents=True, exist_ok=True)
     (out / "sizes.toml").write_text(SIZES)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    sets = [str(data / "msd_hippocampus"), str(data / "acdc_ed")]
+    sets = [str(data / name) for name in SETS]
     build = ("build-store", *sets, "--store", str(out / "store"), "--set", "volumes.cube_size=48", "--slice-stride")
     subprocess.run([sys.executable, "-m", "cli", *build, "3", "--set", "teacher.dense_dim=48", "-q"], check=True)
 
