@@ -71,14 +71,28 @@ def run(arguments: list[str]) -> int:
 def _explain(error: Exception, output: Output) -> int:
     """Tell wrong usage and a clean stop on a signal, which are told by their attributes, from a bug."""
     if hasattr(error, "format_message"):  # typer's usage errors are click's, or its own copy of them, by version
-        command = getattr(getattr(error, "ctx", None), "command_path", None) or "m3di"
-        output.error(f"E_CONFIG {error.format_message()}", f"{command} --help lists what it takes")
+        output.error(f"E_CONFIG {error.format_message()}", _help_for(error))
         return 2
     if hasattr(error, "exit_code"):  # m3di.signals.Interrupted
         output.error(str(error), "run the same command again to continue")
         return int(error.exit_code)
     output.error(f"E_BUG {type(error).__name__}: {error}", "this is a bug in m3di: run again with --debug")
     return 1
+
+
+def _help_for(error: Exception) -> str:
+    """Where the remedy of wrong usage stands, and what one argument too many was meant to be."""
+    context = getattr(error, "ctx", None)
+    help_of = f"{getattr(context, 'command_path', None) or 'm3di'} --help lists what it takes"
+    if context is None or "extra argument" not in str(error):
+        return help_of
+    if any(parameter.param_type_name == "argument" for parameter in context.command.params):
+        return f"put several words into quotes; {help_of}"
+    options = {option for parameter in context.command.params for option in parameter.opts}
+    for what in ("store", "run"):
+        if f"--{what}" in options:
+            return f"a {what} is given by --{what} {what.upper()}; {help_of}"
+    return help_of
 
 
 def _run(arguments: list[str]) -> int:

@@ -42,6 +42,22 @@ def test_wrong_options_point_to_the_help_of_their_command(tmp_path):
     assert m3di("qury", cwd=tmp_path).stderr.splitlines()[-1].startswith("hint: m3di --help")
 
 
+@pytest.mark.parametrize(
+    ("arguments", "remedy"),
+    [
+        (["info", "a"], "a store is given by --store STORE; m3di info --help lists"),
+        (["pretrain", "a"], "a store is given by --store STORE; m3di pretrain --help lists"),
+        (["query", "axial", "slice"], "put several words into quotes; m3di query --help lists"),
+        (["evaluate", "a"], "a run is given by --run RUN; m3di evaluate --help lists"),
+        (["demo", "a"], "m3di demo --help lists"),
+    ],
+)
+def test_an_argument_too_many_is_told_how_it_is_given(tmp_path, arguments, remedy):
+    done = m3di(*arguments, cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith(f"hint: {remedy}")
+
+
 def test_all_mistakes_of_the_settings_are_named_at_once(tmp_path):
     done = m3di("pretrain", "--set", "pretrain.batchsize=3", "--set", "psat.width=-1", cwd=tmp_path)
     assert "did you mean pretrain.batch_size?" in done.stderr
