@@ -34,9 +34,9 @@ def read_scan_slices(path: Path, recipe: Recipe) -> list[Images]:
         RefusedError: E_MISSING, E_FORMAT or E_CONFIG, when it is not one scan, or the store keeps no slices.
         CaseError: When the scan cannot be used.
     """
-    from m3di.volumes import preprocess, readers, slices  # noqa: PLC0415
+    from m3di.volumes import readers  # noqa: PLC0415
     from m3di.volumes.layouts import discover  # noqa: PLC0415
-    from m3di.volumes.prepare import slice_positions  # noqa: PLC0415
+    from m3di.volumes.prepare import render  # noqa: PLC0415
 
     if not path.exists():
         raise RefusedError("E_MISSING", f"there is no scan at {path}", hint="give a scan's file, or its DICOM folder")
@@ -48,8 +48,5 @@ def read_scan_slices(path: Path, recipe: Recipe) -> list[Images]:
         raise RefusedError("E_CONFIG", "this store keeps no slices", hint="build it with volumes.slice_size over 0")
     (case,) = cases
     volume = readers.read_volume(case.image, modality=case.modality, member=case.member)
-    positions = slice_positions(recipe)
-    grids = slices.plane_grids(preprocess.chain_of(volume, recipe), positions, recipe.slice_size)
-    cube, stacks = preprocess.canonicalise(volume, recipe, grids)
-    shown = slices.nonblank(cube)[:, positions]
-    return [slices.to_images(stack, plane)[shown[plane]] for plane, stack in enumerate(stacks)]
+    _, valid, images = render(volume, recipe)
+    return [stack[there[list(recipe.positions)]] for stack, there in zip(images.values(), valid, strict=True)]

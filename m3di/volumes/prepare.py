@@ -48,24 +48,17 @@ def prepare(
     if item == known:
         return None
     volume = readers.read_volume(case.image, modality=case.modality, member=case.member)
-    chain = preprocess.chain_of(volume, recipe)
-    positions = slice_positions(recipe)
-    grids = slices.plane_grids(chain, positions, recipe.slice_size) if recipe.slice_size else []
-    cube, stacks = preprocess.canonicalise(volume, recipe, grids)
+    cube, valid, images = render(volume, recipe)
     parts: dict[str, Any] = {"image": cube.data.astype(np.float16)}
     warnings = _warnings(volume)
     if recipe.labels and case.label:
         label_map, passed_over = readers.settle_label(case.label)
         warnings += [(error.code, f"no label map: {error.message}; {error.hint}") for error in passed_over]
         label = readers.read_label(label_map, like=volume.geometry)
-        parts["label"] = preprocess.make_label_cube(label, chain)
+        parts["label"] = preprocess.make_label_cube(label, cube.chain)
         if not label.any():
             warnings.append(("W_EMPTY_LABEL", "its label map holds background only"))
-    valid = slices.nonblank(cube) & np.isin(np.arange(recipe.cube_size), positions if recipe.slice_size else [])
-    for plane, stack in enumerate(stacks):
-        images = slices.to_images(stack, plane)
-        images[~valid[plane][positions]] = 0
-        parts[PLANES[plane]] = images
+    parts |= images
     record = VolumeRecord(
         volume=case.id,
         subject=case.subject,
@@ -84,6 +77,30 @@ def prepare(
     )
     seen = look(record, parts) if look else None
     return Prepared(record, encode_parts(parts, recipe, layout), tuple(warnings), seen)
+
+
+def render(
+    volume: readers.Volume, recipe: Recipe
+) -> tuple[preprocess.Cube, npt.NDArray[np.bool_], dict[str, npt.NDArray[np.uint8]]]:
+    """A scan's cube, the positions (3, J) that have a slice, and by plane the images (s, y, x) at the recipe's.
+
+    An image without a slice is black. There are no planes where the recipe keeps no slices.
+
+    Raises:
+        CaseError: E_NO_SIGNAL, when nothing would be seen.
+    """
+    if not recipe.slice_size:
+        cube, _ = preprocess.canonicalise(volume, recipe)
+        return cube, np.zeros((len(PLANES), recipe.cube_size), bool), {}
+    positions = np.array(recipe.positions)  # the middle of each stride
+    grids = slices.plane_grids(preprocess.chain_of(volume, recipe), positions, recipe.slice_size)
+    cube, stacks = preprocess.canonicalise(volume, recipe, grids)
+    valid = slices.nonblank(cube) & np.isin(np.arange(recipe.cube_size), positions)
+    images = {}
+    for plane, (name, stack) in enumerate(zip(PLANES, stacks, strict=True)):
+        images[name] = slices.to_images(stack, plane)
+        images[name][~valid[plane, positions]] = 0
+    return cube, valid, images
 
 
 def _warnings(volume: readers.Volume) -> list[tuple[str, str]]:
@@ -109,8 +126,3 @@ def identify(case: Case, recipe: Recipe) -> tuple[str, str, str]:
         label,
         item_digest(source, label, recipe, facts_of(case)),
     )
-
-
-def slice_positions(recipe: Recipe) -> np.ndarray:
-    """Positions of the cube at which slices are rendered: the middle of each stride."""
-    return np.array(recipe.positions)
