@@ -126,6 +126,10 @@ def _path(store: Store, fingerprint: str, number: int) -> Path:
 
 
 def _usearch() -> Any:
+    # Before usearch, whose wheel exports a C++ runtime of its own: loaded after it, SimpleITK reads its streams by
+    # parts of that, and DICOM has spacings of 1e-310 mm, MetaImage no sizes (usearch 2.26.6, SimpleITK 2.5.7).
+    import SimpleITK  # noqa: F401, PLC0415
+
     try:
         from usearch import index  # noqa: PLC0415
     except ImportError as error:

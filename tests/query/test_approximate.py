@@ -1,8 +1,12 @@
 import json
+import subprocess
+import sys
 from dataclasses import replace
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
+import SimpleITK as sitk
 
 from m3di.query import Searcher, Wanted
 from m3di.query.approximate import measure_recall, open_index
@@ -10,7 +14,8 @@ from stores import Store
 from stores.errors import DamagedError
 from tests.stores.stores import DIM, TEACHER, build, rows_of
 
-pytest.importorskip("usearch", reason='the approximate index needs usearch: pip install "m3di[search]"')
+if find_spec("usearch") is None:  # importing it here would come before SimpleITK, see the last test
+    pytest.skip('the approximate index needs usearch: pip install "m3di[search]"', allow_module_level=True)
 
 WANTED = Wanted(approximate=True)
 
@@ -92,3 +97,20 @@ def test_recall_is_measured_against_exact_search(path):
         (facts,) = path.with_name("store.search").glob("*.json")
         assert json.loads(facts.read_text())["recall"] == found.recall == 1
         assert measure_recall(Blind(), part) == 0
+
+
+def test_simpleitk_reads_scans_after_it(path, tmp_path):
+    image = sitk.GetImageFromArray(np.arange(120, dtype=np.int16).reshape(4, 5, 6))
+    image.SetSpacing((1.5, 1.25, 2.0))
+    sitk.WriteImage(image, tmp_path / "scan.mha")
+    script = (
+        "import sys; from pathlib import Path; import numpy as np; from m3di.query import Searcher, Wanted\n"
+        "with Searcher(Path(sys.argv[1])) as searcher:\n"
+        f"    searcher.by_vector(np.eye({DIM}, dtype=np.float32)[0], Wanted(approximate=True))\n"
+        "import SimpleITK\n"
+        "print(SimpleITK.ReadImage(sys.argv[2]).GetSpacing())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, path, tmp_path / "scan.mha"], capture_output=True, text=True, check=False
+    )
+    assert done.stdout == "(1.5, 1.25, 2.0)\n", done.stderr
