@@ -90,6 +90,11 @@ ARMS: dict[str, tuple[str, ...]] = {
     "dense + light infonce": (
         "objective.dense_weight=1", "objective.image_weight=0.03", "objective.text_weight=0.03",
     ),
+    "dense + reconstruction": (
+        "objective.dense_weight=1", "objective.image_weight=0", "objective.text_weight=0",
+        "objective.reconstruction_weight=1",
+    ),
+    "infonce + dense + reconstruction": ("objective.dense_weight=1", "objective.reconstruction_weight=1"),
 }  # fmt: skip
 RETRIEVAL_ONLY = ("infonce, K = 1",)
 MAX_SEEDS = 100

@@ -2,7 +2,6 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
-from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -14,8 +13,7 @@ from stores import Store
 from stores.errors import DamagedError
 from tests.stores.stores import DIM, TEACHER, build, rows_of
 
-if find_spec("usearch") is None:  # importing it here would come before SimpleITK, see the last test
-    pytest.skip('the approximate index needs usearch: pip install "m3di[search]"', allow_module_level=True)
+pytest.importorskip("usearch", reason='the approximate index needs usearch: pip install "m3di[search]"')
 
 WANTED = Wanted(approximate=True)
 
