@@ -82,7 +82,7 @@ def prepare(
 def render(
     volume: readers.Volume, recipe: Recipe
 ) -> tuple[preprocess.Cube, npt.NDArray[np.bool_], dict[str, npt.NDArray[np.uint8]]]:
-    """A scan's cube, the positions (3, J) that have a slice, and by plane the images (s, y, x) of the recipe's.
+    """A scan's cube, the positions (3, J) that have a slice, and by plane the images (s, y, x) at `recipe.positions`.
 
     An image without a slice is black. There are no planes where the recipe keeps no slices.
 
