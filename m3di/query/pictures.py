@@ -1,12 +1,15 @@
 """Questions that are files: an image, or a whole scan."""
 
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
 from stores.errors import RefusedError
 from stores.recipe import Recipe
+
+PICTURE_HINT: Final = "give a PNG or JPEG file; a scan is given by --scan"
 
 Images = npt.NDArray[np.uint8]
 
@@ -20,11 +23,11 @@ def read_image(path: Path) -> Images:
     from PIL import Image, UnidentifiedImageError  # noqa: PLC0415
 
     if not path.is_file():
-        raise RefusedError("E_MISSING", f"{path} is not a file", hint="give a PNG or JPEG file")
+        raise RefusedError("E_MISSING", f"{path} is not a file", hint=PICTURE_HINT)
     try:
         return np.array(Image.open(path).convert("L"))[None]
     except (UnidentifiedImageError, Image.DecompressionBombError, OSError, ValueError) as error:
-        raise RefusedError("E_FORMAT", f"{path} is not an image: {error}", hint="give a PNG or JPEG file") from error
+        raise RefusedError("E_FORMAT", f"{path} is not an image: {error}", hint=PICTURE_HINT) from error
 
 
 def read_scan_slices(path: Path, recipe: Recipe) -> list[Images]:
