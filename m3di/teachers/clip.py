@@ -42,8 +42,9 @@ class Teacher:
     """A frozen open_clip model. Holds no state but its weights, so threads may share it.
 
     A list of slices or texts gives the same bits each time it is encoded on the same machine with the same number of
-    threads. Other lists may cut other batches, and then the last bits of a row may differ (of a text by 1e-6), so
-    encode the same unit again, as the build does with a plane of a volume, where equal bytes matter.
+    threads. Other lists may cut other batches, and then the last bits of a row may differ (of a text by 1e-6; in
+    bfloat16 by up to 5e-4 where the processor sums in another order for another number of rows), so encode the same
+    unit again, as the build does with a plane of a volume, where equal bytes matter.
 
     Attributes:
         towers: The open_clip model, its tokenizer and configuration.
