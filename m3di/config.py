@@ -193,7 +193,8 @@ class ObjectiveConfig:
     the share `soft_share` of each row's target to the rows that the teacher finds alike, at `soft_temperature`.
     `transport` moves the share `transport_mass` of a batch, smoothed by `transport_regularisation`, the plan found in
     `transport_iterations` steps. `further_teachers` are those whose rows the store keeps beside the current one's,
-    each by its spec or the beginning of its fingerprint; the vectors are aligned with all of them.
+    each by its spec or the beginning of its fingerprint; the vectors are aligned with all of them. Without
+    `pooled_trains_encoder` this alignment trains PSAT alone, and the encoder learns from the other terms.
 
     `dense_weight` is that of the teacher's patch features against the tokens at their places, which needs a store
     with `teacher.dense_dim`; `dense_kind` compares them by `cosine`, or against the other patches of the volume
@@ -210,6 +211,7 @@ class ObjectiveConfig:
     transport_mass: Annotated[float, Gt(0), Le(1)] = 0.95
     transport_iterations: Positive = 100
     further_teachers: tuple[str, ...] = ()
+    pooled_trains_encoder: bool = True
     dense_weight: Annotated[float, Ge(0)] = 0.0
     dense_kind: Literal["cosine", "infonce"] = "cosine"
     dense_hidden: Annotated[int, Ge(0)] = 0
@@ -463,10 +465,15 @@ def validate(fields: Mapping[str, Any]) -> Config:
     if config.volumes.slice_stride > config.volumes.cube_size:
         message = f"volumes.slice_stride={config.volumes.slice_stride} is over volumes.cube_size"
         raise RefusedError("E_CONFIG", message, hint=f"at most {config.volumes.cube_size}: one slice a plane")
-    terms = ("image", "text", "dense", "reconstruction")
-    if not any(getattr(config.objective, f"{term}_weight") for term in terms):
+    weights = {
+        term: getattr(config.objective, f"{term}_weight") for term in ("image", "text", "dense", "reconstruction")
+    }
+    if not any(weights.values()):
         message = "objective: every weight is 0, there is nothing to learn"
         raise RefusedError("E_CONFIG", message, hint="set objective.image_weight=1")
+    if not (config.objective.pooled_trains_encoder or weights["dense"] or weights["reconstruction"]):
+        message = "objective.pooled_trains_encoder=false leaves the encoder nothing to learn from"
+        raise RefusedError("E_CONFIG", message, hint="set objective.dense_weight=1, or leave it true")
     return config
 
 

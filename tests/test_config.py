@@ -97,6 +97,12 @@ def test_an_objective_without_terms_is_refused():
     load_config(settings=["objective.image_weight=0", "objective.text_weight=0", "objective.dense_weight=1"])
 
 
+def test_an_objective_that_leaves_the_encoder_nothing_is_refused():
+    with pytest.raises(RefusedError, match="leaves the encoder nothing"):
+        load_config(preset="paper", settings=["objective.pooled_trains_encoder=false"])
+    load_config(settings=["objective.pooled_trains_encoder=false", "objective.reconstruction_weight=1"])
+
+
 def test_a_stride_that_takes_no_slice_is_refused():
     assert load_config(settings=["volumes.slice_stride=32", "volumes.cube_size=32"]).volumes.slice_stride == 32
     with pytest.raises(RefusedError, match=r"E_CONFIG volumes\.slice_stride=33 is over volumes\.cube_size"):

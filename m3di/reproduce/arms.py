@@ -34,6 +34,7 @@ ARMS: Final = named(
     Arm("transport", "partial transport, pooled", ("objective.kind=transport", *_POOLED)),
     Arm("infonce-dense", "InfoNCE and dense targets alike", ("objective.kind=infonce", *_weights(pooled=1, dense=1))),
     Arm("dense", "dense targets alone", _weights(pooled=0, dense=1)),
+    Arm("apart", "dense targets; InfoNCE trains PSAT alone", ("objective.pooled_trains_encoder=false",)),
     Arm("reconstruction", "InfoNCE and reconstruction", (
         "objective.kind=infonce", *_weights(pooled=1, reconstruction=1),
     )),
@@ -60,7 +61,8 @@ ARMS: Final = named(
 ABLATIONS: Final = {
     "ablation-k": ("slices of a volume in a step", ("k1", "k4", "k8", "k16")),
     "ablation-objective": (
-        "what pretraining minimises", (MAIN, "infonce", "soft", "sigmoid", "transport", "infonce-dense", "dense")
+        "what pretraining minimises",
+        (MAIN, "infonce", "soft", "sigmoid", "transport", "infonce-dense", "dense", "apart"),
     ),
     "ablation-teacher": ("the frozen 2D model", (MAIN, "teacher-unfitted", "teacher-random")),
     "ablation-captioner": ("the texts", (MAIN, "captions-image", "captions-text", "captions-place")),

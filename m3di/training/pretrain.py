@@ -77,6 +77,7 @@ class Model(nn.Module):
         self.local = LocalObjective(
             config.objective, self.encoder.token_dim, cube_size, dense, token_stride=self.encoder.token_stride
         )
+        self.pooled_trains_encoder = config.objective.pooled_trains_encoder
         if config.pretrain.gradient_checkpointing:
             _checkpoint_layers(as_module(self.encoder), config.encoder.name)
 
@@ -85,7 +86,8 @@ class Model(nn.Module):
     ) -> tuple[EncoderOutput, Float[Tensor, "b k e"]]:
         """What the encoder makes of the volumes, and one vector for each slice of each."""
         encoded = self.encoder(volumes)
-        return encoded, self.psat(encoded.tokens, planes, slices, voxel_mm)
+        tokens = encoded.tokens if self.pooled_trains_encoder else encoded.tokens.detach()
+        return encoded, self.psat(tokens, planes, slices, voxel_mm)
 
 
 @dataclass(frozen=True)

@@ -102,6 +102,24 @@ def assert_same(found, expected):
         torch.testing.assert_close(found[name], value, rtol=1e-9, atol=1e-12, msg=lambda m, name=name: f"{name}: {m}")
 
 
+@pytest.mark.parametrize("num_parts", [1, 2])
+def test_the_pooled_loss_may_train_psat_alone(num_parts):
+    def found(*settings):
+        model = model_of(config("objective.reconstruction_weight=0.5", *settings))
+        compute_gradients(model, cut(batch(), num_parts), forward(model), model.objective, World())
+        return {name: gradient for name, gradient in gradients(model).items() if gradient.any()}
+
+    def of(part, named):
+        return {name: gradient for name, gradient in named.items() if name.startswith(part)}
+
+    apart, both = found("objective.pooled_trains_encoder=false"), found()
+    without = found("objective.image_weight=0", "objective.text_weight=0")
+    assert_same(of("encoder.", apart), of("encoder.", without))
+    for part in ("psat.", "objective.", "local."):
+        assert_same(of(part, apart), of(part, both))
+    assert of("encoder.", apart) and of("psat.", apart) and not of("psat.", without)
+
+
 @pytest.mark.parametrize("kind", ["infonce", "sigmoid", "soft"])
 @pytest.mark.parametrize("num_parts", [1, 2, 4])
 def test_parts_have_the_losses_and_gradients_of_the_whole_batch(num_parts, kind):
