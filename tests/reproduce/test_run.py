@@ -158,7 +158,7 @@ def test_what_the_readme_shows_comes_from_the_finished_cells(tmp_path):
     assert {row["pretraining"] for row in ablated} == {"ex1", "ex2", "ex3"}
     for row in segmented:
         assert f"| {row['scratch_dice']:.3f} | {row['pretrained_dice']:.3f} | {difference(row)} |" in shown
-    assert len(objectives) == 2 * 7
+    assert len(objectives) == 2 * 8
     for row in (*ablated, *objectives):
         assert f"(from scratch {row['scratch_dice']:.3f})" in shown
         recalls = (f"{100 * row['retrieval'][f'{part}_recall_at_10']:.1f}" for part in ("image", "text"))
@@ -171,7 +171,8 @@ def test_what_the_readme_shows_comes_from_the_finished_cells(tmp_path):
     flowing = " ".join(shown.split())
     against = json.loads((tmp_path / "ablation-objective.json").read_text())["against_main"]
     for dataset in ("hippocampus", "acdc"):
-        assert difference(only(against, dataset=dataset, pretraining="dense")) in flowing
+        for arm in ("dense", "apart"):
+            assert difference(only(against, dataset=dataset, pretraining=arm)) in flowing
     probe = only(classified, dataset="adrenal", network="vit linear probe")
     recalls = [
         f"{100 * probe['classes'][name][f'{side}_recall']:.1f}"
