@@ -9,7 +9,8 @@ a folder of its own below OUT; finished ones are left alone, so a stopped `run` 
 what is finished to OUT/results.json, with `rows` as those of `m3di reproduce`, and prints it: retrieval among the
 slices of held-out subjects, and Dice of the same 40 test subjects, who were neither pretrained nor trained on,
 cases averaged over seeds, with their paired difference to no pretraining (95% interval over cases) and that of each
-seed. OUT may be such a results.json itself.
+seed. OUT may be such a results.json itself; arms that were run again elsewhere, beside others there, may be put into
+it as `repeat`, and are then compared with those by themselves.
 """
 
 import argparse
@@ -206,6 +207,16 @@ def print_tables(found: dict[str, Any]) -> None:
         print(f"{name}, image recall at 10 by volumes seen, mean of the seeds: {', '.join(points)}")
 
 
+def print_repeat(found: dict[str, Any]) -> None:
+    """Print gains over the repeated arms, of each other and of the arms that were run beside them."""
+    beside = {name: arm for name, arm in found["arms"].items() if "reconstruction" in name}
+    there = {"arms": found["repeat"]["arms"] | beside}
+    for against in found["repeat"]["arms"]:
+        for row in rows_of(there, against):
+            gained = "{labelled_cases} labels, {gain_dice:+.1f} ({gain_low:+.1f} to {gain_high:+.1f})".format(**row)
+            print(f"repeat: {row['pretraining']} against {against}, {gained}")
+
+
 def held_out(looks: list[dict[str, Any]]) -> list[str]:
     """Recall of image and text, and localisation."""
     recalls = [" / ".join(f"{mean_of(looks, kind, k):.1%}" for k in ("1", "10")) for kind in ("image", "text")]
@@ -217,14 +228,14 @@ def mean_of(looks: list[dict[str, Any]], *path: str) -> float:
     return float(np.mean([reduce(getitem, path, look) for look in looks]))
 
 
-def rows_of(found: dict[str, Any]) -> list[dict[str, Any]]:
-    """Compare each arm with no pretraining, paired over the test cases, at each number of labels."""
-    base = found["arms"]["none"]["dice"]
+def rows_of(found: dict[str, Any], against: str = "none") -> list[dict[str, Any]]:
+    """Compare each arm with no pretraining or another one, paired over the test cases, at each number of labels."""
+    base = found["arms"][against]["dice"]
     rows = []
     for (arm, results), (labels, fraction) in product(found["arms"].items(), LABELS.items()):
         own, scratch = results["dice"][str(labels)], base[str(labels)]
         seeds = [seed for seed in own if seed in scratch]
-        if arm == "none" or not seeds:
+        if arm in {"none", against} or not seeds:
             continue
         first, second = (over_seeds([scores[seed] for seed in seeds]) for scores in (own, scratch))
         difference = paired_difference(first.cases, second.cases)
@@ -302,6 +313,8 @@ def main() -> None:
         found["rows"] = rows_of(found)
         kept.write_text(json.dumps(found, indent=1) + "\n")
         print_tables(found)
+        if "repeat" in found:
+            print_repeat(found)
     else:
         run(
             arguments.out, arguments.data, arms=arguments.arms, seeds=arguments.seeds, workers=arguments.workers

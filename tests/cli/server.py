@@ -13,7 +13,7 @@ IMPORTED = ("open_clip", "transformers.models.bert.modeling_bert", "m3di.build",
 
 
 def serve() -> None:
-    """Run each request of stdin in a child that ends as any process does, and answer with its exit code."""
+    """Run each request of stdin in a child, and answer with its exit code."""
     for module in IMPORTED:
         importlib.import_module(module)
     gc.freeze()

@@ -36,9 +36,9 @@ def test_text_rows_in_bfloat16_stay_close_to_float32(embedded, low):
     assert cosine.min() > 0.99
 
 
-@pytest.mark.parametrize("dtype, most", [("float32", 1e-6), ("bfloat16", (1 - SAME_TEXT) / 4)])
-def test_a_text_has_one_row_whatever_it_is_encoded_with(embedded, dtype, most):
-    """Closer than the objective asks: two slices of one caption are known by their rows.
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_text_has_one_row_whatever_it_is_encoded_with(embedded, dtype):
+    """Closer than `SAME_TEXT` of the objective asks by far: two slices of one caption are known by their rows.
 
     Some processors' bfloat16 units sum in an order that depends on how many rows there are: 5e-6 off in cosine.
     """
@@ -46,8 +46,10 @@ def test_a_text_has_one_row_whatever_it_is_encoded_with(embedded, dtype, most):
     together = teacher.encode_text(texts)
     alone = torch.cat([teacher.encode_text([text]) for text in texts])
     some = teacher.encode_text(texts[::3] + ["something else, and longer " * n for n in range(1, 9)])
-    assert (1 - (alone * together).sum(dim=1)).max() < most
-    assert (1 - (some[: len(texts[::3])] * together[::3]).sum(dim=1)).max() < most
+    for rows, same in ((alone, together), (some[: len(texts[::3])], together[::3])):
+        assert (1 - (rows * same).sum(dim=1)).max() < (1 - SAME_TEXT) / 4
+        if dtype == "float32":
+            torch.testing.assert_close(rows, same, atol=2e-6, rtol=0)
     assert torch.equal(teacher.encode_text(texts[::-1]).flip(0), together)
 
 
